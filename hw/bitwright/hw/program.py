@@ -1,0 +1,406 @@
+"""The Program: descriptors and packed memories of one network, all that the hardware needs to run it, in one file."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from bitwright.hw.errors import BitwrightError
+from bitwright.hw.files import replacing
+from bitwright.hw.isa import (
+    VERSION,
+    ArraySpec,
+    Descriptor,
+    Encoding,
+    Region,
+    decode_descriptors,
+    pack_words,
+    place_channels,
+    split_planes,
+)
+
+FORMAT = "bitwright-program"
+"""Marks the manifest of a Program file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """How the host turns images into codes and where it puts them in activation memory.
+
+    Parameters
+    ----------
+    channels, height, width
+        Shape of an image.
+    bits
+        Planes of a code, 1..8: ``code = round(pixel * (2**bits - 1) / 255)`` for ``uint8`` pixels; never a tie.
+    base, plane_stride
+        Address of the first word of plane 0, and from plane to plane.
+    window
+        None, or (kernel height, kernel width, stride y, stride x, padding y, padding x): the host stores a whole window
+        of the first layer, in the order row, column, channel, as the channels of one pixel. Few channels then do not
+        waste lanes, and the first layer is a 1×1 convolution over the windows.
+    """
+
+    channels: int
+    height: int
+    width: int
+    bits: int
+    base: int
+    plane_stride: int
+    window: tuple[int, int, int, int, int, int] | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image as it is stored: of windows, where they are packed."""
+        if self.window is None:
+            return self.height, self.width, self.channels
+        kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x = self.window
+        return (
+            (self.height + 2 * pad_y - kernel_y) // stride_y + 1,
+            (self.width + 2 * pad_x - kernel_x) // stride_x + 1,
+            kernel_y * kernel_x * self.channels,
+        )
+
+    def codes(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Codes of ``images``, as stored, of shape (images, stored height, stored width, stored channels).
+
+        Parameters
+        ----------
+        images
+            ``uint8``, shape (images, channels, height, width).
+
+        Raises
+        ------
+        BitwrightError
+            If the images are not ``uint8`` or have another shape.
+        """
+        expected = (self.channels, self.height, self.width)
+        if images.dtype != np.uint8:
+            raise BitwrightError(f"Images have dtype {images.dtype}, expected uint8 pixels from 0 to 255.")
+        if images.shape[1:] != expected:
+            raise BitwrightError(
+                f"Images have shape {images.shape}, expected (images, {', '.join(map(str, expected))})."
+            )
+        top = (1 << self.bits) - 1
+        table = ((2 * np.arange(256) * top + 255) // 510).astype(np.uint8)
+        codes = table[images].transpose(0, 2, 3, 1)
+        if self.window is None:
+            return codes
+        kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x = self.window
+        padded = np.pad(codes, ((0, 0), (pad_y, pad_y), (pad_x, pad_x), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel_y, kernel_x), (1, 2))
+        windows = windows[:, ::stride_y, ::stride_x].transpose(0, 1, 2, 4, 5, 3)
+        return windows.reshape(len(images), *self.stored_shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """What people, the energy model and reports want to know of a layer; the hardware needs only its descriptor.
+
+    Parameters
+    ----------
+    name
+        Of the layer in the network.
+    kind
+        ``conv`` or ``linear``.
+    in_shape, conv_shape, out_shape
+        (channels, height, width) of the input, of the output before pooling and after it.
+    kernel, stride, padding, dilation
+        (vertical, horizontal) of the convolution; a linear layer has a kernel of 1×1.
+    pool, pool_stride
+        (vertical, horizontal); 1 without pooling.
+    weight_encoding, weight_bits
+        Encoding of the weights and its planes.
+    input_planes, output_planes
+        Planes of the input and output codes; the output of the last layer is raw accumulators: 0.
+    input_channels_per_word
+        Lanes used in a full word of the input.
+    """
+
+    name: str
+    kind: Literal["conv", "linear"]
+    in_shape: tuple[int, int, int]
+    conv_shape: tuple[int, int, int]
+    out_shape: tuple[int, int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    pool: tuple[int, int]
+    pool_stride: tuple[int, int]
+    weight_encoding: Encoding
+    weight_bits: int
+    input_planes: int
+    output_planes: int
+    input_channels_per_word: int
+
+    @property
+    def weight_planes(self) -> int:
+        """Planes of a weight: every encoding so far has one a bit."""
+        return self.weight_bits
+
+    @property
+    def fan_in(self) -> int:
+        """Weights of one output channel."""
+        channels, height, width = self.in_shape
+        return channels * (height * width if self.kind == "linear" else self.kernel[0] * self.kernel[1])
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image, before pooling, padding included."""
+        channels, height, width = self.conv_shape
+        return channels * height * width * self.fan_in
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Program:
+    """A network compiled for an array. Checked when made: a Program that exists can run.
+
+    Parameters
+    ----------
+    spec
+        Array that it was compiled for.
+    batch
+        Images of one run.
+    input
+        How images get into activation memory.
+    layers
+        One entry a layer, in the order of the descriptors.
+    descriptors
+        Descriptor memory, ``uint32``, shape (words,).
+    weights
+        Weight memories, ``uint8``, shape (rows, words, lanes / 8).
+    thresholds
+        Threshold memories, ``uint32`` entries of :func:`bitwright.hw.isa.encode_threshold`, shape (rows, entries).
+    output_scale, output_offset
+        ``float64``, shape (classes,): ``logits = accumulators * output_scale + output_offset``.
+    meta
+        Anything that JSON holds: where the network came from.
+    """
+
+    spec: ArraySpec
+    batch: int
+    input: InputSpec
+    layers: tuple[LayerInfo, ...]
+    descriptors: npt.NDArray[np.uint32]
+    weights: npt.NDArray[np.uint8]
+    thresholds: npt.NDArray[np.uint32]
+    output_scale: npt.NDArray[np.float64]
+    output_offset: npt.NDArray[np.float64]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_memories()
+        parsed = self.parsed
+        if len(parsed) != len(self.layers):
+            raise BitwrightError(
+                f"Program has {len(parsed)} descriptors for {len(self.layers)} layers; it is corrupt, compile it again."
+            )
+        for info, layer in zip(self.layers, parsed, strict=True):
+            if layer.images != self.batch:
+                raise BitwrightError(
+                    f"Layer {info.name!r} runs {layer.images} images, the Program says {self.batch}; compile it again."
+                )
+        if not parsed[-1].raw or len(self.output_scale) != parsed[-1].channels:
+            raise BitwrightError("Program does not end in a layer with one raw result a class; compile it again.")
+
+    def _check_memories(self) -> None:
+        spec = self.spec
+        shapes: dict[str, tuple[Any, tuple[int | None, ...], int]] = {
+            "descriptors": (np.uint32, (None,), spec.descriptor_depth),
+            "weights": (np.uint8, (spec.rows, None, spec.lanes // 8), spec.weight_depth),
+            "thresholds": (np.uint32, (spec.rows, None), spec.threshold_depth),
+            "output_scale": (np.float64, (None,), spec.result_depth),
+            "output_offset": (np.float64, (len(self.output_scale),), spec.result_depth),
+        }
+        for name, (dtype, shape, depth) in shapes.items():
+            array: npt.NDArray[Any] = getattr(self, name)
+            fits = array.ndim == len(shape) and all(
+                size is None or size == found for size, found in zip(shape, array.shape, strict=True)
+            )
+            if array.dtype != dtype or not fits:
+                wanted = ", ".join("any" if size is None else str(size) for size in shape)
+                raise BitwrightError(
+                    f"Program's {name} are {array.dtype} of shape {array.shape}, "
+                    f"expected {np.dtype(dtype)} of shape ({wanted})."
+                )
+            if (words := array.shape[min(1, array.ndim - 1)]) > depth:
+                raise BitwrightError(f"Program has {words} words of {name}, this array holds {depth}.")
+        if self.thresholds.size and int(self.thresholds.max()) >> spec.derived.threshold_entry_width:
+            raise BitwrightError(
+                f"A threshold entry of the Program has more than {spec.derived.threshold_entry_width} bits; "
+                "it is corrupt, compile it again."
+            )
+        height, width, channels = self.input.stored_shape
+        size = self.batch * height * width * -(-channels // spec.lanes)
+        if not 1 <= self.input.bits <= spec.activation_planes_max or min(height, width, channels) < 1:
+            raise BitwrightError(
+                f"Program's input has {self.input.bits} bits and stores {height}×{width} pixels of {channels} "
+                f"channels, this array takes 1 to {spec.activation_planes_max} bits and at least one of each."
+            )
+        end = self.input.base + (self.input.bits - 1) * self.input.plane_stride + size
+        if self.input.base < 0 or self.input.plane_stride < 0 or end > spec.activation_depth:
+            raise BitwrightError(
+                f"Program's input ends at word {end} of activation memory, this array holds {spec.activation_depth}."
+            )
+
+    @cached_property
+    def parsed(self) -> tuple[Descriptor, ...]:
+        """Descriptors of the layers."""
+        return tuple(decode_descriptors(self.descriptors, self.spec))
+
+    # Loading the machine ----------------------------------------------------------------------------------------------
+
+    def pack_images(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        """What the host writes to activation memory for one run.
+
+        Parameters
+        ----------
+        images
+            ``uint8``, shape (n, channels, height, width); fewer than the batch are filled up with code 0, so that what
+            an earlier run left cannot change the cycles.
+
+        Returns
+        -------
+        addresses
+            ``int64``, shape (k,).
+        words
+            ``uint8``, shape (k, lanes / 8).
+        """
+        if not 1 <= len(images) <= self.batch:
+            raise BitwrightError(f"A run takes 1 to {self.batch} images, got {len(images)}.")
+        codes = self.input.codes(images)
+        height, width, channels = self.input.stored_shape
+        full = np.zeros((self.batch, height, width, channels), np.uint8)
+        full[: len(codes)] = codes
+        planes = split_planes(full, "unsigned", self.input.bits)
+        words = pack_words(place_channels(planes, self.spec.lanes, self.spec.lanes))
+        addresses = self.input.base + np.add.outer(
+            np.arange(self.input.bits) * self.input.plane_stride, np.arange(words[0].size // words.shape[-1])
+        )
+        return addresses.reshape(-1), words.reshape(-1, words.shape[-1])
+
+    def host_writes(self) -> Iterator[tuple[int, int]]:
+        """(bus address, 32-bit data) of each write that loads descriptors, weights and thresholds."""
+        address = self.spec.derived.host_address
+        for index, data in enumerate(self.descriptors.tolist()):
+            yield address(Region.DESCRIPTORS, index), data
+        for row, words in enumerate(self.weights.view("<u4").tolist()):
+            for index, chunks in enumerate(words):
+                for chunk, data in enumerate(chunks):
+                    yield address(Region.WEIGHTS, index, row, chunk), data
+        for row, entries in enumerate(self.thresholds.tolist()):
+            for index, data in enumerate(entries):
+                yield address(Region.THRESHOLDS, index, row), data
+
+    def image_writes(self, images: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
+        """(bus address, 32-bit data) of each write that loads ``images`` for one run."""
+        addresses, words = self.pack_images(images)
+        for index, chunks in zip(addresses.tolist(), words.view("<u4").tolist(), strict=True):
+            for chunk, data in enumerate(chunks):
+                yield self.spec.derived.host_address(Region.ACTIVATIONS, index, chunk=chunk), data
+
+    # File -------------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file with a JSON manifest in its metadata; it appears whole or not at all."""
+        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
+        manifest = json.dumps(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "spec": dataclasses.asdict(self.spec),
+                "batch": self.batch,
+                "input": dataclasses.asdict(self.input),
+                "layers": [dataclasses.asdict(layer) for layer in self.layers],
+                "meta": dict(self.meta),
+                "sha256": {name: _digest(tensor.tobytes()) for name, tensor in tensors.items()},
+            },
+            sort_keys=True,
+        )
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {"manifest": manifest, "sha256": _digest(manifest.encode())})
+
+    @classmethod
+    def load(cls, path: str | Path, spec: ArraySpec | None = None) -> "Program":
+        """Read a Program and check all of it; with ``spec``, also that it was compiled for that array.
+
+        Raises
+        ------
+        BitwrightError
+            If the file is not a whole, unchanged Program of this version, or is for another array.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except OSError as error:
+            raise BitwrightError(f"Cannot read {path}: {error.strerror or error}.") from error
+        except (SafetensorError, TypeError) as error:
+            raise BitwrightError(f"{path} is not a whole Program file ({error}); compile it again.") from error
+        try:
+            program = cls(**_read_manifest(metadata, tensors), **tensors)
+        except BitwrightError as error:
+            raise BitwrightError(f"{path}: {error}") from error
+        if spec is not None and spec != program.spec:
+            pairs = zip(dataclasses.asdict(program.spec).items(), dataclasses.asdict(spec).values(), strict=True)
+            changes = ", ".join(f"{name} {ours} (not {theirs})" for (name, ours), theirs in pairs if ours != theirs)
+            raise BitwrightError(f"{path} was compiled for another array: {changes}; compile it for this one.")
+        return program
+
+
+_TENSORS = ("descriptors", "weights", "thresholds", "output_scale", "output_offset")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_manifest(metadata: Mapping[str, str], tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """Arguments of :class:`Program` other than tensors, after comparing the digests of everything."""
+    text = metadata.get("manifest", "")
+    try:
+        manifest = json.loads(text)
+    except json.JSONDecodeError:
+        manifest = None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BitwrightError("The file has no Program manifest; choose a file written by `bitwright compile`.")
+    if manifest.get("version") != VERSION:
+        raise BitwrightError(
+            f"The Program has version {manifest.get('version')}, this release reads {VERSION}; compile it again."
+        )
+    if metadata.get("sha256") != _digest(text.encode()):
+        raise BitwrightError("The manifest does not match its SHA-256; the file was changed, compile it again.")
+    if tensors.keys() != set(_TENSORS):
+        raise BitwrightError(
+            f"The Program has tensors {sorted(tensors)}, expected {sorted(_TENSORS)}; compile it again."
+        )
+    try:
+        for name, tensor in tensors.items():
+            if manifest["sha256"][name] != _digest(tensor.tobytes()):
+                raise BitwrightError(f"The {name} do not match their SHA-256; the file was changed, compile it again.")
+        return {
+            "spec": ArraySpec(**manifest["spec"]),
+            "batch": manifest["batch"],
+            "input": InputSpec(**_tuples(manifest["input"])),
+            "layers": tuple(LayerInfo(**_tuples(layer)) for layer in manifest["layers"]),
+            "meta": manifest["meta"],
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BitwrightError(
+            f"The Program's manifest lacks a part or has an unknown one ({error}); compile it again."
+        ) from error
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

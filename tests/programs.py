@@ -1,0 +1,122 @@
+"""Tiny Programs with random numbers, for tests: any encoding, shape and precision, without torch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitwright.hw.isa import THRESHOLD_NEGATE, THRESHOLD_POOL_MIN, ArraySpec, Encoding, has_offset
+from bitwright.hw.plan import LayerShape, plan
+from bitwright.hw.program import Program
+
+
+def conv(out_channels: int, kernel: int | tuple[int, int] = 3, **options: Any) -> dict[str, Any]:
+    """Convolution for :func:`random_program`; pairs such as ``stride`` may be given as one number."""
+    pairs: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1, "pool": 1} | options
+    pairs.setdefault("pool_stride", pairs["pool"])
+    for name in ("stride", "padding", "dilation", "pool", "pool_stride"):
+        pairs[name] = _pair(pairs[name])
+    return {"kind": "conv", "out_channels": out_channels, "kernel": _pair(kernel)} | pairs
+
+
+def linear(out_channels: int, **options: Any) -> dict[str, Any]:
+    """Linear layer for :func:`random_program`."""
+    return {"kind": "linear", "out_channels": out_channels} | options
+
+
+def shapes(in_shape: tuple[int, int, int], layers: Sequence[dict[str, Any]]) -> list[LayerShape]:
+    """Layer shapes of a chain of :func:`conv` and :func:`linear`: weights and outputs of 2 bits where not given."""
+    chain: list[LayerShape] = []
+    for index, options in enumerate(layers):
+        given: dict[str, Any] = {"weight_bits": 2, "output_planes": 2} | options
+        if index == len(layers) - 1:
+            given["output_planes"] = None
+        chain.append(LayerShape(name=f"layer{index}", in_shape=in_shape, **given))
+        in_shape = chain[-1].out_shape
+    return chain
+
+
+def random_program(
+    rng: np.random.Generator,
+    spec: ArraySpec,
+    layers: Sequence[dict[str, Any]],
+    *,
+    in_shape: tuple[int, int, int] = (3, 6, 6),
+    input_bits: int = 8,
+    batch: int = 1,
+) -> Program:
+    """Program of random weights and thresholds; the thresholds lie where random inputs make all codes likely.
+
+    Parameters
+    ----------
+    rng
+        Source of all numbers.
+    spec
+        Array.
+    layers
+        Entries of :func:`conv` and :func:`linear`, in order; the last one is raw.
+    in_shape
+        (channels, height, width) of the images.
+    input_bits
+        Planes of the image codes.
+    batch
+        Images of one run.
+    """
+    planned = plan(shapes(in_shape, layers), spec, input_bits=input_bits, batch=batch)
+    weights, thresholds = [], []
+    for info in planned.layers:
+        values = random_weights(rng, info.weight_encoding, info.weight_bits, (info.conv_shape[0], info.fan_in))
+        weights.append(values)
+        if info.output_planes:
+            largest = (1 << info.input_planes) - 1
+            mean = values.sum(1) * largest / 2
+            spread = np.sqrt((values**2).sum(1)) * largest / 2 + 1
+            thresholds.append(_random_thresholds(rng, spec, mean, spread, info.output_planes))
+    classes = planned.descriptors[-1].channels
+    return planned.assemble(
+        weights, thresholds, rng.random(classes), rng.random(classes), {"made by": "random_program"}
+    )
+
+
+def random_images(
+    rng: np.random.Generator, program: Program, count: int, *, zeros: float = 0.3
+) -> npt.NDArray[np.uint8]:
+    """``count`` images of a Program's shape with about ``zeros`` of their pixels black, in blocks as real ones are."""
+    shape = (count, program.input.channels, program.input.height, program.input.width)
+    images = rng.integers(0, 256, shape, np.uint8)
+    columns = rng.random((count, 1, 1, program.input.width)) < zeros
+    return np.where(columns | (rng.random(shape) < zeros / 2), 0, images).astype(np.uint8)
+
+
+def random_weights(
+    rng: np.random.Generator, encoding: Encoding, bits: int, shape: tuple[int, ...]
+) -> npt.NDArray[np.int64]:
+    """Integers of an encoding, uniform."""
+    if encoding == "ternary":
+        return rng.integers(-1, 2, shape)
+    if has_offset(encoding):
+        return 2 * rng.integers(0, 1 << bits, shape) - ((1 << bits) - 1)
+    return rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), shape)
+
+
+def _random_thresholds(
+    rng: np.random.Generator,
+    spec: ArraySpec,
+    mean: npt.NDArray[np.float64],
+    spread: npt.NDArray[np.float64],
+    planes: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Rising thresholds, or falling ones with the negate flag; a channel pools by maximum or by minimum."""
+    levels = (1 << planes) - 1
+    low, high = spec.derived.accumulator_range
+    values = mean[:, None] + spread[:, None] * rng.standard_normal((len(mean), levels))
+    values = np.sort(np.clip(np.rint(values), low, high).astype(np.int64), axis=1)
+    negate = rng.random(len(mean)) < 0.4
+    values[negate] = values[negate, ::-1]
+    flags = negate * THRESHOLD_NEGATE + (rng.random(len(mean)) < 0.4) * THRESHOLD_POOL_MIN
+    return values, np.repeat(flags[:, None], levels, axis=1).astype(np.uint8)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
