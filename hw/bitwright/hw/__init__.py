@@ -1,0 +1,1 @@
+"""The generator: the contract of the accelerator and its description in Amaranth."""

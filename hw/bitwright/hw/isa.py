@@ -791,7 +791,7 @@ def encode_threshold(value: int, flags: int, spec: ArraySpec) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # Timing, in cycles. Each is a constant of the component named and checked by its test.
 
-READ_LATENCY = 2
+READ_LATENCY = 3
 """Host bus: from a read request to its data."""
 
 ISSUE_TO_LOAD = 5

@@ -1,0 +1,231 @@
+"""The host's view of the accelerator: registers, counters and memory windows on one simple bus."""
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from bitwright.hw.isa import (
+    BUS_WIDTH,
+    COUNTERS,
+    IDENTIFIER,
+    VERSION,
+    ArraySpec,
+    ErrorCode,
+    Region,
+    Register,
+)
+
+COUNTER_WIDTH = 32
+
+
+def host_signature(spec: ArraySpec) -> wiring.Signature:
+    """Host bus, seen by the host. It addresses 32-bit words and never waits.
+
+    A write is taken in each cycle with ``write``; a read in each cycle with ``read`` gives ``read_data`` and ``read_valid``
+    ``READ_LATENCY`` cycles later. Requests act in order.
+    """
+    return wiring.Signature(
+        {
+            "address": Out(spec.derived.bus_address_width),
+            "write_data": Out(BUS_WIDTH),
+            "write": Out(1),
+            "read": Out(1),
+            "read_data": In(BUS_WIDTH),
+            "read_valid": In(1),
+        }
+    )
+
+
+def event_layout(spec: ArraySpec) -> data.StructLayout:
+    """How often each counted event happens in one cycle."""
+    widths = {name: 1 for name in COUNTERS}
+    widths["computed"] = widths["gated"] = spec.columns.bit_length()
+    widths["skipped"] = spec.derived.word_index_width + 1
+    return data.StructLayout(widths)
+
+
+COUNTER_LAYOUT = data.StructLayout({name: COUNTER_WIDTH for name in COUNTERS})
+
+
+class HostPort(wiring.Component):
+    """Decode the host bus, keep the registers and counters, gather memory words from bus words.
+
+    A memory word of ``lanes`` bits is written chunk by chunk, least significant first, into a staging register; its last chunk
+    commits it. Memories take writes only between runs: a write during a run is dropped and reported as an error.
+
+    Members
+    -------
+    bus
+        :func:`host_signature`.
+    start, clear : ``Out(1)``
+        Start a program; put everything but memories and registers into its initial state, one cycle before a start, when the
+        host stops a run, and after an error.
+    write_address, write_row, write_data, write_word
+        Address in a memory, row's bank, 32-bit data, word with its last chunk.
+    write_descriptor, write_weight, write_threshold, write_activation : ``Out(1)``
+        Write to that memory.
+    read_activation, activation_address, activation_data, result_address, result_data
+        Memories that the host reads; data comes one cycle later.
+    busy, finished, error, error_field, layer_index
+        From the sequencer.
+    events : ``In(event_layout(spec))``
+        Events of this cycle.
+    counters : ``Out(COUNTER_LAYOUT)``, totals : ``Out(COUNTER_LAYOUT)``
+        Counters before and after this cycle's events.
+    interrupt : ``Out(1)``
+        The last program has ended.
+    """
+
+    def __init__(self, spec: ArraySpec) -> None:
+        self.spec = spec
+        derived = spec.derived
+        super().__init__(
+            {
+                "bus": In(host_signature(spec)),
+                "start": Out(1),
+                "clear": Out(1),
+                "write_address": Out(16),
+                "write_row": Out(8),
+                "write_data": Out(BUS_WIDTH),
+                "write_word": Out(spec.lanes),
+                "write_descriptor": Out(1),
+                "write_weight": Out(1),
+                "write_threshold": Out(1),
+                "write_activation": Out(1),
+                "read_activation": Out(1),
+                "activation_address": Out(derived.activation_address_width),
+                "activation_data": In(spec.lanes),
+                "result_address": Out(derived.result_address_width),
+                "result_data": In(signed(BUS_WIDTH)),
+                "busy": In(1),
+                "finished": In(1),
+                "error": In(3),
+                "error_field": In(8),
+                "layer_index": In(16),
+                "events": In(event_layout(spec)),
+                "counters": Out(COUNTER_LAYOUT),
+                "totals": Out(COUNTER_LAYOUT),
+                "interrupt": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Describe the hardware."""
+        spec, derived = self.spec, self.spec.derived
+        m = Module()
+
+        # The request, one cycle later: the bus ends at registers.
+        address, value = Signal(derived.bus_address_width), Signal(BUS_WIDTH)
+        write, read = Signal(), Signal()
+        m.d.sync += [
+            address.eq(self.bus.address),
+            value.eq(self.bus.write_data),
+            write.eq(self.bus.write),
+            read.eq(self.bus.read),
+        ]
+        region = address[derived.region_width :]
+        chunk_width = (derived.chunks - 1).bit_length()
+        chunk = address[:chunk_width]
+        word_address = address[chunk_width : derived.region_width]
+        in_chunks = (region == Region.WEIGHTS) | (region == Region.ACTIVATIONS)
+
+        # Memory writes.
+        staging = Signal(spec.lanes - BUS_WIDTH)
+        with m.If(write & in_chunks):
+            for index in range(derived.chunks - 1):
+                with m.If(chunk == index):
+                    m.d.sync += staging.word_select(index, BUS_WIDTH).eq(value)
+        commit = write & ~self.busy & ((chunk == derived.chunks - 1) if chunk_width else 1)
+        m.d.comb += [
+            self.write_data.eq(value),
+            self.write_word.eq(Cat(staging, value)),
+            self.write_descriptor.eq(write & ~self.busy & (region == Region.DESCRIPTORS)),
+            self.write_threshold.eq(write & ~self.busy & (region == Region.THRESHOLDS)),
+            self.write_weight.eq(commit & (region == Region.WEIGHTS)),
+            self.write_activation.eq(commit & (region == Region.ACTIVATIONS)),
+        ]
+        with m.Switch(region):
+            with m.Case(Region.WEIGHTS):
+                m.d.comb += self.write_address.eq(word_address[: derived.weight_address_width])
+                m.d.comb += self.write_row.eq(word_address[derived.weight_address_width :])
+            with m.Case(Region.THRESHOLDS):
+                m.d.comb += self.write_address.eq(address[: derived.threshold_address_width])
+                m.d.comb += self.write_row.eq(address[derived.threshold_address_width : derived.region_width])
+            with m.Case(Region.ACTIVATIONS):
+                m.d.comb += self.write_address.eq(word_address[: derived.activation_address_width])
+            with m.Default():
+                m.d.comb += self.write_address.eq(address[: derived.descriptor_address_width])
+
+        # Control, status and counters.
+        control = write & (region == Region.REGISTERS) & (address[: derived.region_width] == Register.CONTROL)
+        starting, done = Signal(), Signal()
+        error, error_field = Signal(3), Signal(8)
+        m.d.comb += [
+            starting.eq(control & value[0] & ~self.busy),
+            self.interrupt.eq(done),
+        ]
+        stopping = Signal()
+        m.d.sync += [
+            self.start.eq(starting),
+            stopping.eq((self.finished & (self.error != ErrorCode.NONE)) | (control & value[1])),
+        ]
+        m.d.comb += self.clear.eq(starting | stopping)
+        for name in COUNTERS:
+            m.d.comb += self.totals[name].eq(self.counters[name] + self.events[name])
+        with m.If(starting | (control & value[1])):
+            m.d.sync += [self.counters.eq(0), done.eq(0), error.eq(ErrorCode.NONE), error_field.eq(0)]
+        with m.Else():
+            m.d.sync += self.counters.eq(self.totals)
+            with m.If(self.finished):
+                m.d.sync += done.eq(1)
+                with m.If(self.error != ErrorCode.NONE):
+                    m.d.sync += [error.eq(self.error), error_field.eq(self.error_field)]
+            dropped = write & self.busy & (region != Region.REGISTERS)
+            with m.If(dropped & (error == ErrorCode.NONE)):
+                m.d.sync += error.eq(ErrorCode.BUSY)
+
+        # Reads: one cycle for the memories, one for the choice.
+        m.d.comb += [
+            self.read_activation.eq(read & ~self.busy & (region == Region.ACTIVATIONS)),
+            self.activation_address.eq(word_address),
+            self.result_address.eq(address),
+        ]
+        registers = {
+            Register.ID: IDENTIFIER,
+            Register.VERSION: VERSION,
+            Register.SPEC: spec.fingerprint,
+            Register.STATUS: Cat(self.busy, done, error != ErrorCode.NONE),
+            Register.ERROR: Cat(error, Signal(13, name="error_reserved"), error_field),
+            Register.LAYER: self.layer_index,
+        }
+        first_counter = Register.CYCLES
+        for index, name in enumerate(COUNTERS):
+            registers[Register(first_counter + index)] = self.counters[name]
+        register_data = Signal(BUS_WIDTH)
+        with m.Switch(address[: derived.region_width]):
+            for register, content in registers.items():
+                with m.Case(register):
+                    m.d.sync += register_data.eq(content)
+            with m.Default():
+                m.d.sync += register_data.eq(0)
+        reading = Signal()
+        region_read, chunk_read = Signal(3), Signal(max(chunk_width, 1))
+        activation_valid = Signal()
+        m.d.sync += [
+            reading.eq(read),
+            region_read.eq(region),
+            chunk_read.eq(chunk),
+            activation_valid.eq(self.read_activation),
+            self.bus.read_valid.eq(reading),
+        ]
+        chunks = Array(self.activation_data.word_select(index, BUS_WIDTH) for index in range(derived.chunks))
+        with m.Switch(region_read):
+            with m.Case(Region.REGISTERS):
+                m.d.sync += self.bus.read_data.eq(register_data)
+            with m.Case(Region.ACTIVATIONS):
+                m.d.sync += self.bus.read_data.eq(Mux(activation_valid, chunks[chunk_read], 0))
+            with m.Case(Region.RESULTS):
+                m.d.sync += self.bus.read_data.eq(self.result_data)
+            with m.Default():
+                m.d.sync += self.bus.read_data.eq(0)
+        return m
