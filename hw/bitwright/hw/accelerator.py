@@ -326,10 +326,12 @@ class Accelerator(wiring.Component):
         spec = self.spec
         units = spec.rows // store.granularity
         slots = spec.derived.slots
-        tile_data = drain.write_bits.replicate(slots)
-        tile_lanes = Cat(
-            (drain.write & ~drain.write_raw & (drain.write_slot == slot)).replicate(units) for slot in range(slots)
-        )
+        chosen = [drain.write_slot == slot for slot in range(slots)]
+        tile_data = Cat(Mux(chosen[slot], drain.write_bits, 0)[: spec.rows] for slot in range(slots))
+        # The first tile of a word clears the rest of it: lanes that no tile writes must not keep what was there before.
+        enabled = Cat((chosen[0] | chosen[slot]).replicate(units) for slot in range(slots))
+        rest = chosen[0].replicate(len(store.write_lanes) - slots * units)
+        tile_lanes = Cat(enabled, rest) & (drain.write & ~drain.write_raw).replicate(len(store.write_lanes))
         with m.If(host.busy):
             m.d.comb += [
                 store.write_address.eq(drain.write_address),
