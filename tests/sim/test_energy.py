@@ -1,0 +1,221 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from bitwright.hw.errors import BitwrightError
+from bitwright.hw.isa import ArraySpec, preset
+from bitwright.hw.plan import plan
+from bitwright.sim.energy import (
+    BETWEEN,
+    HOST,
+    TABLES,
+    estimate,
+    estimate_plan,
+    load_table,
+    memory_bits,
+    moons_energy,
+    popcount_adder_bits,
+    table_names,
+)
+from bitwright.sim.golden import execute
+from programs import conv, linear, random_program, shapes
+
+SPEC = ArraySpec(
+    rows=4,
+    columns=2,
+    lanes=32,
+    activation_depth=1024,
+    weight_depth=512,
+    threshold_depth=512,
+    descriptor_depth=256,
+    result_depth=32,
+    window_words_max=32,
+    row_tiles_max=8,
+)
+LAYERS = [conv(6, padding=1, weight_bits=3, output_planes=2), conv(9, pool=2, weight_bits=2), linear(5, weight_bits=4)]
+
+
+@pytest.fixture(scope="module")
+def program():
+    return random_program(np.random.default_rng(1), SPEC, LAYERS, batch=2)
+
+
+@pytest.fixture(scope="module")
+def executions(program):
+    images = np.random.default_rng(2).integers(0, 256, (3, 3, 6, 6), np.uint8)
+    return execute(program, images)
+
+
+# Tables
+
+
+def test_anchors_of_the_published_table():
+    table = load_table("horowitz45")
+    assert table.multiply(8) == pytest.approx(0.20, abs=0.005)
+    assert table.multiply(32) == pytest.approx(3.10, abs=0.005)
+    assert table.add(32) == pytest.approx(0.10)
+    assert 32 * table["dram_bit"] == pytest.approx(650)
+    assert table["and_bit"] == pytest.approx(0.1 * table.add(1))
+
+
+def test_memory_access_follows_the_size_of_the_memory():
+    table = load_table("horowitz45")
+    size = math.log2(64 * 2048)
+    one = 0.02455 * size**2 - 0.2656 * size + 0.8661
+    assert table.sram(64 * 2048, 64) == pytest.approx(one)
+    assert table.sram(64 * 2048, 8) == pytest.approx(one)
+    assert table.sram(64 * 2048, 65) == pytest.approx(2 * one)
+    assert table.sram(1, 1) == table.sram(1024, 1)
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"), [(16, "1.340e+06"), (8, "5.326e+05"), (4, "2.148e+05"), (2, "8.758e+04"), (1, "3.602e+04")]
+)
+def test_worked_example_of_the_analytic_model(bits, expected):
+    table = load_table("moons")
+    energies = moons_energy(macs=1e6, weights=1e4, activations=1e4, bits=bits, table=table)
+    total = sum(count * each for count, each in energies.values()) / table["mac"]  # in E_MAC(16)
+    assert f"{total:.3e}" == expected
+
+
+def test_every_number_of_every_table_has_its_provenance():
+    assert table_names() == ["horowitz45", "moons"]
+    for name in table_names():
+        for constant in load_table(name).constants.values():
+            assert constant.mark in ("measured", "published", "assumed")
+            assert constant.source
+    assert "unverified" in load_table("moons").label
+
+
+def test_a_users_own_table(tmp_path, program, executions):
+    text = (TABLES / "horowitz45.toml").read_text()
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace('name = "horowitz45"', 'name = "mine"').replace("value = 20.3125", "value = 0"))
+    table = load_table(path)
+    assert table.name == "mine"
+    assert ("off-chip",) not in estimate(program, executions, table).by("component")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("schema = 1", "schema = 2", "has schema 2, expected 1"),
+        ("schema = 1", "schema = ", "is not TOML"),
+        ('model = "events"', 'model = "magic"', "model is 'magic', expected events or moons"),
+        ('technology = "45 nm CMOS, 0.9 V"', "technology = 45", "technology is 45, expected a text"),
+        ("and_bit =", "and_bits =", "'and_bits' is not a key; did you mean and_bit"),
+        ("[sources]", "[source]", "'source' is not a key; did you mean sources"),
+        ('value = 2.7, unit = "pJ"', 'value = 2.7, unit = "nJ"', "control_cycle has unit 'nJ', expected 'pJ'"),
+        ("value = 2.7", "value = -2.7", "has value -2.7, expected a positive number"),
+        ("value = 2.7", "value = nan", "has value nan, expected a finite number"),
+        ("value = 200", "value = 0", "clock has value 0, expected a positive number"),
+        ('value = 2.7, unit = "pJ", mark = "assumed"', 'value = 2.7, unit = "pJ", mark = "felt"', "has mark 'felt'"),
+        ('mark = "published", source = "aladdin"', 'mark = "published", source = "a dream"', "not in [sources]"),
+        ('value = 2.7, unit = "pJ", mark = "assumed", ', 'value = 2.7, unit = "pJ", ', "'mark' is missing"),
+    ],
+)
+def test_wrong_tables_are_refused_in_one_sentence(tmp_path, old, new, message):
+    text = (TABLES / "horowitz45.toml").read_text()
+    assert old in text
+    path = tmp_path / "table.toml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(BitwrightError) as error:
+        load_table(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_table():
+    with pytest.raises(BitwrightError, match="did you mean horowitz45"):
+        load_table("horowitz")
+    with pytest.raises(BitwrightError, match="give horowitz45, moons or the path"):
+        load_table("nothing.toml")
+
+
+# Events
+
+
+@pytest.mark.parametrize(("lanes", "expected"), [(1, 0), (2, 1), (3, 3), (64, 120), (96, 48 + 48 + 36 + 24 + 15 + 6 + 7)])
+def test_adder_bits_of_a_popcount(lanes, expected):
+    assert popcount_adder_bits(lanes) == expected
+
+
+def test_dynamic_energy_by_hand(program, executions):
+    report = estimate(program, executions, "horowitz45")
+    table = report.table
+    computed = sum(run.layers[1].counters["computed"] for run in executions)
+    busy = sum(run.layers[1].counters["busy"] for run in executions)
+    found = {(entry.component, entry.event): entry for entry in report.entries if entry.layer == "layer1"}
+    assert found["PE array", "AND"].pj == pytest.approx(computed * 4 * 32 * 0.0003125)
+    assert found["PE array", "popcount"].pj == pytest.approx(computed * 4 * popcount_adder_bits(32) * 0.003125)
+    assert found["weight memory", "read"].pj == pytest.approx(busy * 4 * table.sram(512 * 32, 32))
+    writes = sum(run.layers[1].counters["writes"] for run in executions)
+    assert found["activation memory", "write"].count == 2 * writes  # one copy a column
+
+
+def test_totals_are_the_sums_of_the_parts(program, executions):
+    report = estimate(program, executions)
+    assert math.fsum(report.by("layer").values()) == pytest.approx(report.uj_per_image)
+    assert math.fsum(report.by("component").values()) == pytest.approx(report.uj_per_image)
+    assert set(report.by("kind")) == {("dynamic",), ("leakage",)}
+    assert report.activity.images == 3
+    assert report.activity.cycles == sum(run.cycles for run in executions)
+    assert report.energy_delay == pytest.approx(report.uj_per_image * 1e-6 * report.seconds_per_image)
+    layers = {layer for (layer,) in report.by("layer")} - {HOST, BETWEEN}
+    assert layers == {"layer0", "layer1", "layer2"}
+
+
+def test_leakage_is_power_times_time(program, executions):
+    report = estimate(program, executions)
+    leaked = sum(entry.pj for entry in report.entries if entry.kind == "leakage")
+    watts = (1.0 * 4 * 2 * 32 + 0.02 * memory_bits(SPEC)) * 1e-9
+    assert leaked == pytest.approx(watts * report.activity.cycles / 200e6 * 1e12)
+
+
+def test_analytic_model_of_a_network(program, executions):
+    report = estimate(program, executions, "moons")
+    table = report.table
+    found = {(entry.layer, entry.component, entry.event): entry for entry in report.entries}
+    macs = program.layers[0].macs
+    # The 8-bit image on 3-bit hardware takes three passes.
+    assert found["layer0", "MACs", "multiply-accumulate"].count == macs * 3 * 3
+    assert found["layer0", "MACs", "multiply-accumulate"].each_pj == pytest.approx(table["mac"] * (3 / 16) ** 1.25)
+    assert found["layer2", "MACs", "multiply-accumulate"].each_pj == pytest.approx(table["mac"] * (4 / 16) ** 1.25)
+
+
+def test_report_echoes_its_inputs(program, executions):
+    values = estimate(program, executions).to_dict()
+    assert values["inputs"]["table"]["constants"]["clock"]["mark"] == "assumed"
+    assert values["inputs"]["array"] == dataclasses.asdict(SPEC)
+    assert [layer["name"] for layer in values["inputs"]["layers"]] == ["layer0", "layer1", "layer2"]
+    assert values["total"]["uj_per_image"] == pytest.approx(sum(entry["pj"] for entry in values["entries"]) / 3 * 1e-6)
+
+
+def test_executions_of_another_program_are_refused(executions):
+    other = random_program(np.random.default_rng(1), SPEC, LAYERS[1:], batch=2)
+    with pytest.raises(BitwrightError, match="numbers of layers differ"):
+        estimate(other, executions)
+    with pytest.raises(BitwrightError, match="no execution"):
+        estimate(other, [])
+
+
+# Plans
+
+
+def test_a_plan_predicts_what_the_machine_does_without_zero_skip():
+    chain = shapes((3, 6, 6), LAYERS)
+    predicted = estimate_plan(plan(chain, SPEC, input_bits=8, batch=2))
+    program = random_program(np.random.default_rng(3), SPEC, LAYERS, batch=2)
+    images = np.random.default_rng(4).integers(0, 256, (2, 3, 6, 6), np.uint8)
+    executed = estimate(program, execute(program, images))
+    assert executed.entries == predicted.entries
+
+
+def test_energy_and_cycles_fall_with_the_bits():
+    energies = []
+    for bits in (8, 4, 2, 1):
+        layers = [layer | {"weight_bits": bits, "output_planes": bits} for layer in LAYERS]
+        energies.append(estimate_plan(plan(shapes((3, 6, 6), layers), preset("demo"), input_bits=8)).uj_per_image)
+    assert energies == sorted(energies, reverse=True)
