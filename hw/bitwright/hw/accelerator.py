@@ -1,6 +1,7 @@
 """The accelerator: memories, fetch, array, drain and host port."""
 
 import math
+from typing import Any
 
 from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import memory, wiring
@@ -19,8 +20,8 @@ def probe_signature(spec: ArraySpec) -> wiring.Signature:
     """What verification watches, cycle by cycle; it costs nothing where it is left open.
 
     ``cycle`` numbers the cycles of the program from 0; the other counters include this cycle's events.
-    ``layer_start`` and ``layer_done`` mark the first and last cycle of a layer. ``write`` marks a write: of the bits of a
-    row tile (``write_slot`` in its word), or of a raw result.
+    ``layer_start`` and ``layer_done`` mark the first and last cycle of a layer. ``write`` marks a write: of the bits
+    of a row tile (``write_slot`` in its word), or of a raw result.
     """
     return wiring.Signature(
         {
@@ -55,6 +56,16 @@ class ColumnMemory(wiring.Component):
     write_address, write_data, write_lanes, write_flag
         Lanes to write, in units of ``granularity``, and the word's new flag.
     """
+
+    read_address: Signal
+    read_enable: Signal
+    read_data: Signal
+    flag_address: Signal
+    flag: Signal
+    write_address: Signal
+    write_data: Signal
+    write_lanes: Signal
+    write_flag: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
@@ -124,6 +135,10 @@ class Accelerator(wiring.Component):
         For verification: :func:`probe_signature`.
     """
 
+    host: Any
+    interrupt: Signal
+    probe: Any
+
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
         super().__init__({"host": In(host_signature(spec)), "interrupt": Out(1), "probe": Out(probe_signature(spec))})
@@ -151,7 +166,7 @@ class Accelerator(wiring.Component):
         m.d.comb += [
             descriptor_read.addr.eq(sequencer.address),
             descriptor_read.en.eq(sequencer.read),
-            sequencer.data.eq(descriptor_read.data),
+            sequencer.word.eq(descriptor_read.data),
             descriptor_write.addr.eq(host.write_address),
             descriptor_write.data.eq(host.write_data),
             descriptor_write.en.eq(host.write_descriptor),
@@ -183,8 +198,8 @@ class Accelerator(wiring.Component):
             scanner.list_index.eq(issued.list_index),
         ]
 
-        # Cycle 1: addresses. The columns' addresses of a group are copied one cycle after it is taken, when the previous
-        # group's last operation is here.
+        # Cycle 1: addresses. The columns' addresses of a group are copied one cycle after it is taken, when the
+        # previous group's last operation is here.
         operation = Signal(operation_layout(spec))
         taken = Signal()
         addresses = Signal.like(scanner.addresses)

@@ -1,5 +1,7 @@
 """The PE array: operand registers, PEs, column sums and the chain that drains them."""
 
+from typing import Any
+
 from amaranth.hdl import Cat, Module, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -42,6 +44,15 @@ class PEArray(wiring.Component):
     column_sum : ``Out(signed(accumulator_width))``
         Column 0 of the chain of column sums.
     """
+
+    weights: "data.View[Any]"
+    activations: "data.View[Any]"
+    active: Signal
+    control: "data.View[Any]"
+    load: Signal
+    shift: Signal
+    sums: "data.View[Any]"
+    column_sum: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec

@@ -1,5 +1,7 @@
 """From accumulators to activation memory: thresholds, pooling, packing, raw results."""
 
+from typing import Any
+
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -17,8 +19,8 @@ def threshold_layout(spec: ArraySpec) -> data.StructLayout:
 class ThresholdUnit(wiring.Component):
     """Find a code of one channel by binary search: one bit a cycle, most significant first.
 
-    ``code`` is the number of thresholds that the value reaches. Threshold ``i`` is reached if ``value >= threshold``, or, for a
-    negated entry, if it is not.
+    ``code`` is the number of thresholds that the value reaches. Threshold ``i`` is reached if ``value >= threshold``,
+    or, for a negated entry, if it is not.
 
     Parameters
     ----------
@@ -42,6 +44,15 @@ class ThresholdUnit(wiring.Component):
     code : ``Out(code_width)``, pool_min : ``Out(1)``
         Result, in the cycle after the last step, and the channel's way of pooling.
     """
+
+    value: Signal
+    entry: "data.View[Any]"
+    step: Signal
+    bit: Signal
+    first: Signal
+    next_code: Signal
+    code: Signal
+    pool_min: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
@@ -75,8 +86,8 @@ class ThresholdUnit(wiring.Component):
 class Drain(wiring.Component):
     """Turn the sums of a row tile into codes, pool them and write them, while the array computes the next tile.
 
-    One column a time: ``output_planes`` cycles of binary search for all rows at once, then one cycle of pooling, then a write a
-    plane. Raw results take a cycle a row instead.
+    One column a time: ``output_planes`` cycles of binary search for all rows at once, then one cycle of pooling, then
+    a write a plane. Raw results take a cycle a row instead.
 
     Parameters
     ----------
@@ -98,7 +109,8 @@ class Drain(wiring.Component):
     thresholds : ``In(rows × threshold_layout(spec))``
         That entry, one cycle later.
     write : ``Out(1)``, write_raw : ``Out(1)``, write_address : ``Out(16)``, write_slot, write_bits, write_flag
-        A write to activation memory: the tile's bits of one plane, and whether the word as written so far has a bit set.
+        A write to activation memory: the tile's bits of one plane, and whether the word as written so far has a bit
+        set.
     write_value : ``Out(signed(accumulator_width))``
         A raw result.
     comparing : ``Out(1)``
@@ -106,6 +118,24 @@ class Drain(wiring.Component):
     layer_done : ``Out(1)``
         With the layer's last write.
     """
+
+    layer: "data.View[Any]"
+    load: Signal
+    tile: "data.View[Any]"
+    sums: "data.View[Any]"
+    column_sum: Signal
+    shift: Signal
+    threshold_address: "data.View[Any]"
+    thresholds: "data.View[Any]"
+    write: Signal
+    write_raw: Signal
+    write_address: Signal
+    write_slot: Signal
+    write_bits: Signal
+    write_flag: Signal
+    write_value: Signal
+    comparing: Signal
+    layer_done: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
@@ -199,8 +229,8 @@ class Drain(wiring.Component):
             codes.append(unit.code)
             pool_mins.append(unit.pool_min)
 
-        # Pooling, in the cycle after a column's last comparison. A pooling window that a group leaves unfinished is carried to
-        # the next group, row tile by row tile.
+        # Pooling, in the cycle after a column's last comparison. A pooling window that a group leaves unfinished is
+        # carried to the next group, row tile by row tile.
         pooling = Signal()
         pool_tile = Signal(tile_layout(spec))
         pool_start, pool_tile_first, pool_tile_last, pool_tile_unwritten = Signal(), Signal(), Signal(), Signal()
@@ -231,8 +261,9 @@ class Drain(wiring.Component):
         with m.If(pooling):
             m.d.sync += pooled.eq(pooled_next)
 
-        # Writing, one plane a cycle. The zero flag of a word covers the slots written so far: the tiles of a word follow each
-        # other, each writing the same words in the same order, so their flags are kept by the order of the writes.
+        # Writing, one plane a cycle. The zero flag of a word covers the slots written so far: the tiles of a word
+        # follow each other, each writing the same words in the same order, so their flags are kept by the order of the
+        # writes.
         start_write, layer_last = Signal(), Signal()
         outgoing = Signal(codes_layout)
         planes_left = Signal(range(spec.activation_planes_max + 1))

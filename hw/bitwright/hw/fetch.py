@@ -1,5 +1,7 @@
 """Activation fetch: which words the array computes on, in which order, for a group of output pixels."""
 
+from typing import Any
+
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -47,6 +49,16 @@ class PixelWalker(wiring.Component):
         All windows have been walked.
     """
 
+    layer: "data.View[Any]"
+    start: Signal
+    step: Signal
+    address: Signal
+    y: Signal
+    x: Signal
+    pool_first: Signal
+    pool_last: Signal
+    done: Signal
+
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
         coordinate = signed(coordinate_width(spec))
@@ -70,8 +82,8 @@ class PixelWalker(wiring.Component):
         layer = self.layer
         coordinate = signed(coordinate_width(self.spec))
 
-        # Outermost level first. Each level keeps the address and coordinates where its current iteration starts; stepping a
-        # level moves them, and all levels inside it start from there. The innermost level's are the outputs.
+        # Outermost level first. Each level keeps the address and coordinates where its current iteration starts;
+        # stepping a level moves them, and all levels inside it start from there. The innermost level's are the outputs.
         names = ("image", "output_y", "output_x", "pool_y", "pool_x")
         limits = (layer.images, layer.output_height, layer.output_width, layer.pool_height, layer.pool_width)
         address_steps = (
@@ -164,8 +176,9 @@ class WindowScanner(wiring.Component):
 
     For each activation plane the scanner walks the words of the window (kernel row, kernel column, word of the pixel),
     looks up for each column whether the word lies inside the image and, with zero skip, whether it is zero, and
-    appends the words to compute to the plane's list. The lists are read back, once a weight plane and row tile, without any
-    search: a skipped word costs nothing.
+    appends the words to compute to the plane's list. The lists are read back, once a weight plane and row tile,
+    without any search: a skipped word costs nothing. A group takes a cycle for each column, each word of each plane,
+    and ``SCAN_OVERHEAD``.
 
     Parameters
     ----------
@@ -183,8 +196,8 @@ class WindowScanner(wiring.Component):
     nonzero : ``In(columns)``
         Whether that word, of the cycle before, has a bit set.
     take : ``In(1)``
-        The group is being taken: its lists will be read, and the next group may be scanned into the other buffer. One cycle
-        later ``addresses`` must have been copied.
+        The group is being taken: its lists will be read, and the next group may be scanned into the other buffer. One
+        cycle later ``addresses`` must have been copied.
     ready : ``Out(1)``
         A group is ready to be taken.
     group : ``Out(group_layout(spec))``, addresses : ``Out(columns × activation_address_width)``
@@ -199,8 +212,20 @@ class WindowScanner(wiring.Component):
         The window has more words than the lists hold.
     """
 
-    SETUP_OVERHEAD = 2
-    """Cycles a group takes beside its columns and words: one waiting for the buffer, one for the last word."""
+    layer: "data.View[Any]"
+    start: Signal
+    flag_addresses: "data.View[Any]"
+    nonzero: Signal
+    take: Signal
+    ready: Signal
+    group: "data.View[Any]"
+    addresses: "data.View[Any]"
+    buffer: Signal
+    list_buffer: Signal
+    list_plane: Signal
+    list_index: Signal
+    entry: "data.View[Any]"
+    overflow: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec

@@ -1,5 +1,7 @@
 """The host's view of the accelerator: registers, counters and memory windows on one simple bus."""
 
+from typing import Any
+
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -21,8 +23,8 @@ COUNTER_WIDTH = 32
 def host_signature(spec: ArraySpec) -> wiring.Signature:
     """Host bus, seen by the host. It addresses 32-bit words and never waits.
 
-    A write is taken in each cycle with ``write``; a read in each cycle with ``read`` gives ``read_data`` and ``read_valid``
-    ``READ_LATENCY`` cycles later. Requests act in order.
+    A write is taken in each cycle with ``write``; a read in each cycle with ``read`` gives ``read_data`` and
+    ``read_valid`` ``READ_LATENCY`` cycles later. Requests act in order.
     """
     return wiring.Signature(
         {
@@ -38,28 +40,29 @@ def host_signature(spec: ArraySpec) -> wiring.Signature:
 
 def event_layout(spec: ArraySpec) -> data.StructLayout:
     """How often each counted event happens in one cycle."""
-    widths = {name: 1 for name in COUNTERS}
+    widths = dict.fromkeys(COUNTERS, 1)
     widths["computed"] = widths["gated"] = spec.columns.bit_length()
     widths["skipped"] = spec.derived.word_index_width + 1
     return data.StructLayout(widths)
 
 
-COUNTER_LAYOUT = data.StructLayout({name: COUNTER_WIDTH for name in COUNTERS})
+COUNTER_LAYOUT = data.StructLayout(dict.fromkeys(COUNTERS, COUNTER_WIDTH))
 
 
 class HostPort(wiring.Component):
     """Decode the host bus, keep the registers and counters, gather memory words from bus words.
 
-    A memory word of ``lanes`` bits is written chunk by chunk, least significant first, into a staging register; its last chunk
-    commits it. Memories take writes only between runs: a write during a run is dropped and reported as an error.
+    A memory word of ``lanes`` bits is written chunk by chunk, least significant first, into a staging register; its
+    last chunk commits it. Memories take writes only between runs: a write during a run is dropped and reported as an
+    error.
 
     Members
     -------
     bus
         :func:`host_signature`.
     start, clear : ``Out(1)``
-        Start a program; put everything but memories and registers into its initial state, one cycle before a start, when the
-        host stops a run, and after an error.
+        Start a program; put everything but memories and registers into its initial state, one cycle before a start,
+        when the host stops a run, and after an error.
     write_address, write_row, write_data, write_word
         Address in a memory, row's bank, 32-bit data, word with its last chunk.
     write_descriptor, write_weight, write_threshold, write_activation : ``Out(1)``
@@ -75,6 +78,32 @@ class HostPort(wiring.Component):
     interrupt : ``Out(1)``
         The last program has ended.
     """
+
+    bus: Any
+    start: Signal
+    clear: Signal
+    write_address: Signal
+    write_row: Signal
+    write_data: Signal
+    write_word: Signal
+    write_descriptor: Signal
+    write_weight: Signal
+    write_threshold: Signal
+    write_activation: Signal
+    read_activation: Signal
+    activation_address: Signal
+    activation_data: Signal
+    result_address: Signal
+    result_data: Signal
+    busy: Signal
+    finished: Signal
+    error: Signal
+    error_field: Signal
+    layer_index: Signal
+    events: "data.View[Any]"
+    counters: "data.View[Any]"
+    totals: "data.View[Any]"
+    interrupt: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec

@@ -9,8 +9,8 @@ Activations are stored as codes, one word of ``lanes`` bits for each plane::
     address(image, y, x, word, plane) = base + plane * plane_stride + ((image * height + y) * width + x) * words + word
 
 Within a pixel, channel ``c`` is bit ``c % channels_per_word`` of word ``c // channels_per_word``; a layer's output uses
-``Derived.channels_per_word`` (whole row tiles), a network's input may use all ``lanes``. Each column of the array has its
-own copy of the activation memory, so that any stride, padding and row length reads one word per column and cycle.
+``Derived.channels_per_word`` (whole row tiles), a network's input may use all ``lanes``. Each column of the array has
+its own copy of the activation memory, so that any stride, padding and row length reads one word per column and cycle.
 
 Weights of output channel ``tile * rows + row`` lie in the bank of ``row``::
 
@@ -25,8 +25,8 @@ Thresholds of output channel ``tile * rows + row`` lie in the bank of ``row``; a
 
 Arithmetic
 ----------
-A pass is one (weight plane, activation plane) pair over all words of a window. Passes run by falling significance and the
-accumulator doubles between significances (Horner), modulo ``2**accumulator_width``: only the final value must fit.
+A pass is one (weight plane, activation plane) pair over all words of a window. Passes run by falling significance and
+the accumulator doubles between significances (Horner), modulo ``2**accumulator_width``: only the final value must fit.
 """
 
 import dataclasses
@@ -794,8 +794,17 @@ def encode_threshold(value: int, flags: int, spec: ArraySpec) -> int:
 READ_LATENCY = 3
 """Host bus: from a read request to its data."""
 
+LAYER_TO_RUN = HEADER_WORDS + 2
+"""Sequencer: from a layer's first cycle to the cycle in which it runs: its header, the memory's latency, the check."""
+
+SCAN_OVERHEAD = 2
+"""Scanner: cycles of a group beside its columns and its words: the wait for the buffer, and the last word's flags."""
+
 ISSUE_TO_LOAD = 5
 """PE array: from the issue of a tile's last operation to the load of its sums into the drain."""
 
 DRAIN_TO_WRITE = 2
 """Drain: from the last comparison of a pooled pixel to its first write."""
+
+RAW_TO_WRITE = 1
+"""Drain: from the step of a raw result to its write."""

@@ -1,5 +1,7 @@
 """The processing element: AND, popcount, accumulate."""
 
+from typing import Any
+
 from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -13,8 +15,8 @@ ACCUMULATE = data.StructLayout({"valid": 1, "clear": 1, "double": 1, "negate": 1
 class PopcountAccumulator(wiring.Component):
     """Count the set bits of a word, and accumulate the counts by Horner's scheme.
 
-    Every cycle with ``control.valid``: ``sum <- (0 if clear else 2·sum if double else sum) ± (count if enable else 0)``,
-    modulo ``2**width``, where ``count`` belongs to the word of the cycle before.
+    Every cycle with ``control.valid``: ``sum <- (0 if clear else 2·sum if double else sum) ± (count if enable else
+    0)``, modulo ``2**width``, where ``count`` belongs to the word of the cycle before.
 
     Parameters
     ----------
@@ -36,6 +38,11 @@ class PopcountAccumulator(wiring.Component):
     """
 
     LATENCY = 2
+
+    word: Signal
+    control: "data.View[Any]"
+    enable: Signal
+    sum: Signal
 
     def __init__(self, lanes: int, width: int) -> None:
         self.lanes = lanes
@@ -71,6 +78,12 @@ class ProcessingElement(wiring.Component):
     """
 
     LATENCY = PopcountAccumulator.LATENCY
+
+    activation: Signal
+    weight: Signal
+    control: "data.View[Any]"
+    enable: Signal
+    sum: Signal
 
     def __init__(self, lanes: int, width: int) -> None:
         self.lanes = lanes

@@ -1,5 +1,7 @@
 """Control: descriptors and passes in, one operation a cycle out."""
 
+from typing import Any
+
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -26,7 +28,7 @@ class LayerSequencer(wiring.Component):
     -------
     start : ``In(1)``
         Begin at descriptor 0.
-    address, data
+    address, read, word
         Read port of the descriptor memory, with a latency of one cycle while ``read`` is set.
     layer : ``Out(descriptor_layout(spec))``
         Fields of the running layer.
@@ -35,7 +37,7 @@ class LayerSequencer(wiring.Component):
     layer_start : ``Out(1)``
         First cycle of a layer: its first descriptor word is being fetched.
     run : ``Out(1)``
-        First cycle in which a layer, checked, runs.
+        First cycle in which a layer, checked, runs: ``LAYER_TO_RUN`` cycles after ``layer_start``.
     layer_done : ``In(1)``
         Last write of a layer.
     overflow : ``In(1)``
@@ -50,8 +52,21 @@ class LayerSequencer(wiring.Component):
         Code, valid with ``finished``, and index of the descriptor field it is about.
     """
 
-    START_CYCLES = HEADER_WORDS + 2
-    """Cycles from ``layer_start`` to ``run``: one a header word, its memory's latency, and the check."""
+    start: Signal
+    address: Signal
+    read: Signal
+    word: Signal
+    layer: "data.View[Any]"
+    layer_index: Signal
+    layer_start: Signal
+    run: Signal
+    layer_done: Signal
+    overflow: Signal
+    passes: stream.Interface
+    busy: Signal
+    finished: Signal
+    error: Signal
+    error_field: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
@@ -60,7 +75,7 @@ class LayerSequencer(wiring.Component):
                 "start": In(1),
                 "address": Out(spec.derived.descriptor_address_width),
                 "read": Out(1),
-                "data": In(32),
+                "word": In(32),
                 "layer": Out(descriptor_layout(spec)),
                 "layer_index": Out(16),
                 "layer_start": Out(1),
@@ -122,7 +137,7 @@ class LayerSequencer(wiring.Component):
                         with m.Case(index + 1):  # words of the memory come one cycle after their address
                             pair = fields[2 * index : 2 * index + 2]
                             m.d.sync += [
-                                layer[field.name].eq(self.data.word_select(n, 16)) for n, field in enumerate(pair)
+                                layer[field.name].eq(self.word.word_select(n, 16)) for n, field in enumerate(pair)
                             ]
                 with m.If(header == HEADER_WORDS):
                     m.next = "check"
@@ -172,7 +187,7 @@ class LayerSequencer(wiring.Component):
                         m.next = "header"
 
         m.d.comb += [
-            self.passes.payload.word.eq(self.data),
+            self.passes.payload.word.eq(self.word),
             self.passes.payload.first.eq(fetched_pass == 0),
             self.passes.payload.last.eq(fetched_pass == layer.passes - 1),
         ]
@@ -206,7 +221,7 @@ def tile_layout(spec: ArraySpec) -> data.StructLayout:
             "valid": spec.columns,
             "pool_first": spec.columns,
             "pool_last": spec.columns,
-            "output_address": 16,  # of the first output word that the group completes, or of the tile's first raw result
+            "output_address": 16,  # of the group's first completed output word, or of the tile's first raw result
             "slot": range(spec.derived.slots),  # place of the tile in its word
             "tile": spec.derived.tile_index_width,
             "channel": 16,  # first channel of the tile
@@ -248,6 +263,18 @@ class TileIssuer(wiring.Component):
     skipped : ``Out(word_index_width + 1)``
         With the last operation of a pass, window words that the pass passed over.
     """
+
+    layer: "data.View[Any]"
+    start: Signal
+    group: "data.View[Any]"
+    group_ready: Signal
+    group_buffer: Signal
+    take: Signal
+    passes: stream.Interface
+    operation: "data.View[Any]"
+    tile: "data.View[Any]"
+    stalled: Signal
+    skipped: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec

@@ -6,8 +6,8 @@ Every cycle of the machine follows from a few recurrences over pixel groups. Wit
 - ``operations[g]``, the operations of a row tile: over its passes, the words listed, at least one,
 - ``drain[g]``, the cycles that a row tile takes to drain: valid columns × steps of a column,
 
-the scanner leaves its wait in cycle ``free[g]``, the group is ready in ``ready[g] = free[g] + scan`` and taken in ``take[g]``,
-and the last operation of its row tile ``t`` is issued in ``last[g, t]``::
+the scanner leaves its wait in cycle ``free[g]``, the group is ready in ``ready[g] = free[g] + scan`` and taken in
+``take[g]``, and the last operation of its row tile ``t`` is issued in ``last[g, t]``::
 
     free[g] = max(ready[g-1], take[g-1] + 1)
     take[g] = max(ready[g], last[g-1, tiles-1])
@@ -22,12 +22,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitwright.hw.isa import DRAIN_TO_WRITE, HEADER_WORDS, ISSUE_TO_LOAD, ArraySpec, Descriptor
+from bitwright.hw.isa import (
+    DRAIN_TO_WRITE,
+    ISSUE_TO_LOAD,
+    LAYER_TO_RUN,
+    RAW_TO_WRITE,
+    SCAN_OVERHEAD,
+    ArraySpec,
+    Descriptor,
+)
 
 Ints = npt.NDArray[np.int64]
-
-_LAYER_TO_RUN = HEADER_WORDS + 2  # fetch of the header, its memory's latency, check
-_SCAN_OVERHEAD = 2  # wait for the buffer; the last word's flags
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,11 @@ def layer_timing(
     pass_planes = np.array([entry.activation_plane for entry in layer.passes])
     operations = np.maximum(lengths, 1)[:, :, pass_planes].sum(axis=-1)  # runs, groups
     drain = valid * layer.drain_steps(spec)
-    scan = columns + planes * words + _SCAN_OVERHEAD
+    scan = columns + planes * words + SCAN_OVERHEAD
 
     first_last = np.empty((runs, groups), np.int64)
     stalls = np.zeros(runs, np.int64)
-    free = start + _LAYER_TO_RUN + 1
+    free = start + LAYER_TO_RUN + 1
     last = np.full(runs, np.iinfo(np.int64).min // 2)
     for group in range(groups):
         ready = free + scan
@@ -123,7 +128,7 @@ def layer_timing(
     steps = np.maximum(operations, drain)[..., None] * np.arange(tiles)
     last_issue = first_last[..., None] + steps
     load = last_issue[:, -1, -1] + ISSUE_TO_LOAD
-    after = 1 if layer.raw else DRAIN_TO_WRITE + layer.output_planes - 1
+    after = RAW_TO_WRITE if layer.raw else DRAIN_TO_WRITE + layer.output_planes - 1
     outputs = layer.pixels // layer.pool_area
     per_run = {
         "busy": tiles * operations.sum(axis=1),
@@ -153,8 +158,8 @@ def layer_writes(layer: Descriptor, spec: ArraySpec, timing: LayerTiming, run: i
     Returns
     -------
     ndarray
-        Shape (writes, 5): cycle, raw (0 or 1), address, slot, data, by cycle. Data is the row tile's bits of a plane, row 0
-        in bit 0, or the raw accumulator.
+        Shape (writes, 5): cycle, raw (0 or 1), address, slot, data, by cycle. Data is the row tile's bits of a plane,
+        row 0 in bit 0, or the raw accumulator.
     """
     columns, rows, tiles = spec.columns, spec.rows, layer.row_tiles
     load = timing.last_issue[run] + ISSUE_TO_LOAD  # groups, tiles
@@ -167,7 +172,7 @@ def layer_writes(layer: Descriptor, spec: ArraySpec, timing: LayerTiming, run: i
     if layer.raw:
         channel = np.arange(layer.channels)
         tile, row = np.divmod(channel, rows)
-        cycle = load[group][:, tile] + 2 + column[:, None] * rows + row
+        cycle = load[group][:, tile] + 1 + RAW_TO_WRITE + column[:, None] * rows + row
         address = base[:, None] + channel
         fields = [cycle, np.ones_like(cycle), address & 0xFFFF, np.zeros_like(cycle), outputs]
     else:
