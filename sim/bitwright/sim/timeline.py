@@ -17,12 +17,15 @@ the scanner leaves its wait in cycle ``free[g]``, the group is ready in ``ready[
 All functions work on many runs of the machine at once; cycles count from the start of the program.
 """
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bitwright.hw.isa import (
+    COUNTERS,
     DRAIN_TO_WRITE,
     ISSUE_TO_LOAD,
     LAYER_TO_RUN,
@@ -31,6 +34,8 @@ from bitwright.hw.isa import (
     ArraySpec,
     Descriptor,
 )
+from bitwright.hw.program import Program
+from bitwright.sim.execution import Execution, LayerExecution
 
 Ints = npt.NDArray[np.int64]
 
@@ -187,3 +192,46 @@ def layer_writes(layer: Descriptor, spec: ArraySpec, timing: LayerTiming, run: i
         fields = [cycle, np.zeros_like(cycle), address & 0xFFFF, np.broadcast_to(slot, cycle.shape), data]
     table = np.stack([field.ravel() for field in fields], axis=1)
     return table[np.argsort(table[:, 0], kind="stable")]
+
+
+def run(
+    program: Program,
+    runs: int,
+    nonzero: Callable[[int], npt.NDArray[np.bool_] | None] = lambda layer: None,
+    outputs: Callable[[int], npt.NDArray[Any]] | None = None,
+    trace: Collection[int] = (),
+) -> list[Execution]:
+    """Time all layers of a number of runs; their ``accumulators`` stay empty.
+
+    Parameters
+    ----------
+    program
+        What runs.
+    runs
+        Number of runs, each of one batch.
+    nonzero
+        Gives for the number of a layer what :func:`layer_timing` takes. Only asked with zero skip.
+    outputs
+        Gives for the number of a layer its codes or raw results, shape (runs, output pixels of all images, channels).
+        Only asked for traced layers.
+    trace
+        Numbers of the layers whose writes are listed.
+    """
+    spec = program.spec
+    start = np.zeros(runs, np.int64)
+    executions = [
+        Execution(np.empty((0, 0), np.int64), 0, dict.fromkeys(COUNTERS, 0), [], writes={} if trace else None)
+        for _ in range(runs)
+    ]
+    for number, (info, layer) in enumerate(zip(program.layers, program.parsed, strict=True)):
+        timing = layer_timing(layer, spec, start, None if spec.zero_skip == "off" else nonzero(number))
+        start = timing.end + 1
+        for index, execution in enumerate(executions):
+            share = {name: int(values[index]) for name, values in timing.counters.items()}
+            execution.layers.append(LayerExecution(info.name, int(timing.start[index]), int(start[index]), share))
+            execution.cycles = execution.counters["cycles"] = int(start[index])
+            for name, value in share.items():
+                execution.counters[name] += value
+            if execution.writes is not None and outputs is not None and number in trace:
+                execution.writes[number] = layer_writes(layer, spec, timing, index, outputs(number)[index])
+    return executions
