@@ -331,7 +331,7 @@ class Accelerator(wiring.Component):
             probe.write.eq(drain.write),
             probe.write_raw.eq(drain.write_raw),
             probe.write_address.eq(drain.write_address),
-            probe.write_slot.eq(drain.write_slot),
+            probe.write_slot.eq(Mux(drain.write_raw, 0, drain.write_slot)),
             probe.write_data.eq(Mux(drain.write_raw, drain.write_value.as_unsigned(), drain.write_bits)),
         ]
         return m
