@@ -239,6 +239,8 @@ def _check_shape(shape: LayerShape, spec: ArraySpec, *, last: bool) -> None:
 
     if (shape.output_planes is None) != last:
         refuse("is raw" if not last else "has output codes", "expected raw results of the last layer and only there")
+    if last and shape.pool != (1, 1):
+        refuse("pools its raw results", "expected an activation before the pooling, or no pooling")
     if min(shape.out_shape + shape.conv_shape) < 1:
         refuse(f"has an output of {shape.out_shape}", f"its input of {shape.in_shape} is too small for it")
     planes = len(weight_planes(shape.weight_encoding, shape.weight_bits))

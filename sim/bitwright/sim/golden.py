@@ -409,8 +409,8 @@ def execute(
             _time(program, stages, group, trace)
         if keep:
             split = [_split(*pair, batch) for pair in zip(stages[1:-1], program.parsed[:-1], strict=True)]
-            for run, codes in zip(group, zip(*split, strict=True), strict=True):
-                run.codes = [np.moveaxis(layer, -1, 1) for layer in codes]
+            for number, run in enumerate(group):
+                run.codes = [np.moveaxis(codes[number], -1, 1) for codes in split]
         runs += group
     for run in runs:
         run.accumulators = run.accumulators.reshape(batch, -1)
