@@ -137,7 +137,7 @@ def test_unknown_table():
 # Events
 
 
-@pytest.mark.parametrize(("lanes", "expected"), [(1, 0), (2, 1), (3, 3), (64, 120), (96, 48 + 48 + 36 + 24 + 15 + 6 + 7)])
+@pytest.mark.parametrize(("lanes", "expected"), [(1, 0), (2, 1), (3, 3), (64, 120), (96, 184)])
 def test_adder_bits_of_a_popcount(lanes, expected):
     assert popcount_adder_bits(lanes) == expected
 

@@ -452,7 +452,7 @@ def estimate_activity(work: Activity, table: EnergyTable | str = "horowitz45") -
     return EnergyReport(
         table,
         work,
-        tuple(entry for entry in entries if entry.count),
+        tuple(entry for entry in entries if entry.pj),
         load_uj=work.load_bits * table["dram_bit"] * 1e-6,
         parallel_mac_uj=macs * (table.multiply(8) + table.add(work.spec.accumulator_width)) * 1e-6,
     )
