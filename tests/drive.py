@@ -1,0 +1,83 @@
+"""Testbenches in Amaranth's simulator: a watchdog ends every run, and a failure leaves its waveform."""
+
+import contextlib
+import os
+import random
+import re
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from amaranth.hdl import Elaboratable
+from amaranth.sim import Simulator
+
+from bitwright.hw.isa import ArraySpec, descriptor_fields
+
+PERIOD = 1e-6
+WAVEFORMS = Path(__file__).parents[1] / "build" / "waveforms"
+
+Bench = Callable[[Any], Coroutine[Any, Any, None]]
+
+
+def drive(dut: Elaboratable, *benches: Bench, max_cycles: int = 10_000) -> None:
+    """Simulate until all testbenches have ended.
+
+    An exception of a testbench is raised here, after the run has been repeated to record its waveform: what a
+    testbench draws at random must be drawn before, or from a generator that it creates.
+    """
+
+    async def watchdog(ctx: Any) -> None:
+        await ctx.delay(max_cycles * PERIOD)
+        raise TimeoutError(f"No end after {max_cycles} cycles.")
+
+    simulator = Simulator(dut)
+    simulator.add_clock(PERIOD, if_exists=True)
+    for bench in benches:
+        simulator.add_testbench(bench)
+    simulator.add_testbench(watchdog, background=True)
+    try:
+        simulator.run()
+    except Exception as error:
+        path = _waveform_path()
+        simulator.reset()
+        with simulator.write_vcd(str(path)), contextlib.suppress(Exception):
+            simulator.run()
+        error.add_note(f"Waveform: {path}")
+        raise
+
+
+def _waveform_path() -> Path:
+    """One file for a test: of a failure that is being reduced, the last and smallest example stays."""
+    WAVEFORMS.mkdir(parents=True, exist_ok=True)
+    test = os.environ.get("PYTEST_CURRENT_TEST", "failure").split(" ")[0].rsplit("/")[-1]
+    return WAVEFORMS / f"{re.sub('[^A-Za-z0-9_.-]+', '-', test)}.vcd"
+
+
+def header(**fields: int) -> dict[str, int]:
+    """Descriptor header: the fields given, and the least of each count and 0 for the rest."""
+    defaults = {field.name: max(field.low, 0) for field in descriptor_fields(ArraySpec())}
+    unknown = fields.keys() - defaults.keys()
+    assert not unknown, unknown
+    return defaults | fields
+
+
+def random_word(rng: random.Random, lanes: int) -> int:
+    """Word of random bits, often sparse, full or empty."""
+    word = rng.getrandbits(lanes)
+    return rng.choice([word, word, word & rng.getrandbits(lanes) & rng.getrandbits(lanes), 0, (1 << lanes) - 1])
+
+
+def wrap(value: int, width: int) -> int:
+    """Two's complement value of the low ``width`` bits."""
+    half = 1 << (width - 1)
+    return ((value + half) & ((1 << width) - 1)) - half
+
+
+CONTROLS = ("valid", "clear", "double", "negate")
+"""What an accumulator is told with each count."""
+
+
+def accumulated(total: int, count: int, width: int, *, clear: bool, double: bool, negate: bool) -> int:
+    """What an accumulator holds after one more count."""
+    base = 0 if clear else 2 * total if double else total
+    return wrap(base - count if negate else base + count, width)

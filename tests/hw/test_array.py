@@ -1,0 +1,79 @@
+# amaranth: UnusedElaboratable=no
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitwright.hw.array import OPERAND_TO_LOAD, PEArray
+from bitwright.hw.isa import ArraySpec
+from drive import CONTROLS, accumulated, drive, random_word
+
+
+@given(
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 4),
+    lanes=st.sampled_from([32, 64]),
+    width=st.integers(8, 20),
+    zero_skip=st.sampled_from(["off", "gate", "skip"]),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=25, deadline=None)
+def test_every_pe_and_column_sum_accumulates_and_drains(rows, columns, lanes, width, zero_skip, seed):
+    dut = PEArray(ArraySpec(rows=rows, columns=columns, lanes=lanes, accumulator_width=width, zero_skip=zero_skip))
+
+    async def bench(ctx):
+        rng = random.Random(seed)
+        # Sums of every cycle so far: rows, then the column sum; an operand is in them OPERAND_TO_LOAD cycles later.
+        sums = np.zeros((rows + 1, columns), object)
+        history = [sums.copy() for _ in range(OPERAND_TO_LOAD)]
+        chain = np.zeros_like(sums)
+        for cycle in range(100):
+            assert [ctx.get(dut.sums[row]) for row in range(rows)] == chain[:-1, 0].tolist(), cycle
+            assert ctx.get(dut.column_sum) == chain[-1, 0], cycle
+            weights = [random_word(rng, lanes) for _ in range(rows)]
+            activations = [random_word(rng, lanes) for _ in range(columns)]
+            control = {name: rng.random() < 0.7 for name in CONTROLS}
+            active = [rng.random() < 0.7 and control["valid"] for _ in range(columns)]
+            load, shift = rng.random() < 0.2, rng.random() < 0.6
+            ctx.set(dut.weights, weights)
+            ctx.set(dut.activations, activations)
+            ctx.set(dut.active, sum(bit << column for column, bit in enumerate(active)))
+            ctx.set(dut.control, control)
+            ctx.set(dut.load, load)
+            ctx.set(dut.shift, shift)
+            await ctx.tick()
+            valid = control.pop("valid")
+            if valid:
+                for (row, column), before in np.ndenumerate(sums):
+                    word = activations[column] & ([*weights, -1][row])
+                    count = word.bit_count() if active[column] else 0
+                    sums[row, column] = accumulated(before, count, width, **control)
+            history.append(sums.copy())
+            if load:
+                chain = history[cycle].copy()
+            elif shift:
+                chain = np.concatenate([chain[:, 1:], np.zeros((rows + 1, 1), object)], axis=1)
+
+    drive(dut, bench)
+
+
+@pytest.mark.parametrize("zero_skip", ["off", "gate", "skip"])
+def test_operands_of_an_inactive_column_are_held_still_only_with_zero_skip(zero_skip):
+    dut = PEArray(ArraySpec(rows=1, columns=2, lanes=32, zero_skip=zero_skip))
+    m = dut.elaborate(None)
+    first, second = m.submodules.pe_0_0, m.submodules.pe_0_1
+
+    async def bench(ctx):
+        ctx.set(dut.control, {"valid": 1, "clear": 1})
+        ctx.set(dut.activations, [1, 2])
+        ctx.set(dut.active, 0b11)
+        await ctx.tick()
+        ctx.set(dut.activations, [3, 4])
+        ctx.set(dut.active, 0b01)
+        await ctx.tick()
+        assert ctx.get(first.activation) == 3
+        assert ctx.get(second.activation) == (4 if zero_skip == "off" else 2)
+
+    drive(m, bench)
