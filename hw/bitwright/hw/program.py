@@ -199,6 +199,8 @@ class Program:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.batch, int) or self.batch < 1:
+            raise BitwrightError(f"Program's batch is {self.batch!r}, expected at least 1 image.")
         self._check_memories()
         parsed = self.parsed
         if len(parsed) != len(self.layers):
@@ -257,6 +259,10 @@ class Program:
     def parsed(self) -> tuple[Descriptor, ...]:
         """Descriptors of the layers."""
         return tuple(decode_descriptors(self.descriptors, self.spec))
+
+    def logits(self, accumulators: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Outputs of the network, of the shape of its raw results: (images, classes)."""
+        return accumulators * self.output_scale + self.output_offset
 
     # Loading the machine ----------------------------------------------------------------------------------------------
 

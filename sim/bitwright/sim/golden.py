@@ -6,7 +6,7 @@ floating point, of a type that provably holds every intermediate result. :mod:`b
 pass by pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import (
-    COUNTERS,
     FLAG_OFFSET,
     THRESHOLD_NEGATE,
     THRESHOLD_POOL_MIN,
@@ -25,8 +24,8 @@ from bitwright.hw.isa import (
     unpack_words,
 )
 from bitwright.hw.program import Program
-from bitwright.sim.execution import Execution, LayerExecution
-from bitwright.sim.timeline import layer_timing, layer_writes
+from bitwright.sim import timeline
+from bitwright.sim.execution import Execution
 
 CHUNK_ELEMENTS = 1 << 21
 """Window elements or sums that are worked on at once: few enough to stay in the processor's caches."""
@@ -374,7 +373,7 @@ def execute(
     program: Program,
     images: npt.NDArray[np.uint8],
     *,
-    trace: Sequence[int] = (),
+    trace: Collection[int] = (),
     cycles: bool = True,
     keep: bool = False,
 ) -> list[Execution]:
@@ -404,54 +403,35 @@ def execute(
     filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), images.dtype)])
     runs: list[Execution] = []
     for stages in network_values(program, filled, at_once=batch * -(-64 // batch)):
-        group = [Execution(values, 0, {}, []) for values in _split(stages[-1], program.parsed[-1], batch)]
-        if cycles:
-            _time(program, stages, group, trace)
-        if keep:
-            split = [_split(*pair, batch) for pair in zip(stages[1:-1], program.parsed[:-1], strict=True)]
-            for number, run in enumerate(group):
-                run.codes = [np.moveaxis(codes[number], -1, 1) for codes in split]
-        runs += group
-    for run in runs:
-        run.accumulators = run.accumulators.reshape(batch, -1)
-    extra = len(filled) - len(images)
-    if extra:
-        runs[-1].accumulators = runs[-1].accumulators[:-extra]
-        runs[-1].codes = [codes[:-extra] for codes in runs[-1].codes] if runs[-1].codes is not None else None
+        outputs = [stage[..., : layer.channels] for stage, layer in zip(stages[1:], program.parsed, strict=True)]
+        group = _timed(program, stages, outputs, trace) if cycles else _untimed(len(stages[0]) // batch)
+        for start, run in zip(range(0, len(filled), batch), group, strict=False):
+            real = slice(start, min(start + batch, start + len(images) - len(runs) * batch))
+            run.accumulators = outputs[-1][real].reshape(len(outputs[-1][real]), -1)
+            run.codes = [np.moveaxis(codes[real], -1, 1) for codes in outputs[:-1]] if keep else None
+            runs.append(run)
     return runs
 
 
-def _split(outputs: npt.NDArray[Any], layer: Descriptor, batch: int) -> list[npt.NDArray[Any]]:
-    """Outputs of a layer, without the channels that fill a row tile, by run: (batch, height, width, channels) each."""
-    return [outputs[start : start + batch, ..., : layer.channels] for start in range(0, len(outputs), batch)]
+def _untimed(runs: int) -> list[Execution]:
+    return [Execution(np.empty((0, 0), np.int64), 0, {}, []) for _ in range(runs)]
 
 
-def _time(program: Program, stages: list[npt.NDArray[Any]], runs: list[Execution], trace: Sequence[int]) -> None:
-    """Add cycles, counters and traced writes to runs whose inputs and outputs of all layers are given."""
-    spec = program.spec
-    start = np.zeros(len(runs), np.int64)
-    for index, (info, layer) in enumerate(zip(program.layers, program.parsed, strict=True)):
-        active = None
-        if spec.zero_skip != "off":
-            active = word_activity(stages[index], layer, spec, info.input_channels_per_word)
-            active = active.reshape(len(runs), -1, *active.shape[2:])
-        timing = layer_timing(layer, spec, start, active)
-        for number, run in enumerate(runs):
-            counters = {name: int(values[number]) for name, values in timing.counters.items()}
-            run.layers.append(LayerExecution(info.name, int(start[number]), int(timing.end[number]) + 1, counters))
-        if index in trace:
-            for number, (run, outputs) in enumerate(
-                zip(runs, _split(stages[index + 1], layer, program.batch), strict=True)
-            ):
-                run.writes = run.writes or {}
-                table = outputs.reshape(-1, layer.channels).astype(np.int64)
-                run.writes[index] = layer_writes(layer, spec, timing, number, table)
-        start = timing.end + 1
-    for run in runs:
-        run.cycles = run.layers[-1].end
-        run.counters = {"cycles": run.cycles} | {
-            name: sum(layer.counters[name] for layer in run.layers) for name in COUNTERS if name != "cycles"
-        }
+def _timed(
+    program: Program, stages: list[npt.NDArray[Any]], outputs: list[npt.NDArray[Any]], trace: Collection[int]
+) -> list[Execution]:
+    """Cycles, counters and traced writes of the runs that have these inputs and outputs of all layers."""
+    runs = len(stages[0]) // program.batch
+
+    def nonzero(number: int) -> npt.NDArray[np.bool_]:
+        per_word = program.layers[number].input_channels_per_word
+        active = word_activity(stages[number], program.parsed[number], program.spec, per_word)
+        return active.reshape(runs, -1, *active.shape[2:])
+
+    def written(number: int) -> npt.NDArray[Any]:
+        return outputs[number].astype(np.int64).reshape(runs, -1, program.parsed[number].channels)
+
+    return timeline.run(program, runs, nonzero, written, trace)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
