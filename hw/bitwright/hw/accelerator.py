@@ -117,6 +117,13 @@ def write_granularity(spec: ArraySpec) -> int:
     return math.gcd(spec.rows, spec.lanes)
 
 
+def accelerator_signature(spec: ArraySpec) -> wiring.Signature:
+    """Ports of the accelerator, but clock and reset."""
+    return wiring.Signature(
+        {"host": In(host_signature(spec)), "interrupt": Out(1), "probe": Out(probe_signature(spec))}
+    )
+
+
 class Accelerator(wiring.Component):
     """The whole machine. See :mod:`bitwright.hw.isa` for what it executes.
 
@@ -141,7 +148,7 @@ class Accelerator(wiring.Component):
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
-        super().__init__({"host": In(host_signature(spec)), "interrupt": Out(1), "probe": Out(probe_signature(spec))})
+        super().__init__(accelerator_signature(spec))
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
