@@ -19,8 +19,8 @@ WAVEFORMS = Path(__file__).parents[1] / "build" / "waveforms"
 Bench = Callable[[Any], Coroutine[Any, Any, None]]
 
 
-def drive(dut: Elaboratable, *benches: Bench, max_cycles: int = 10_000) -> None:
-    """Simulate until all testbenches have ended.
+def drive(dut: Elaboratable, *benches: Bench, background: Bench | None = None, max_cycles: int = 10_000) -> None:
+    """Simulate until all testbenches but the ``background`` one have ended.
 
     An exception of a testbench is raised here, after the run has been repeated to record its waveform: what a
     testbench draws at random must be drawn before, or from a generator that it creates.
@@ -34,7 +34,8 @@ def drive(dut: Elaboratable, *benches: Bench, max_cycles: int = 10_000) -> None:
     simulator.add_clock(PERIOD, if_exists=True)
     for bench in benches:
         simulator.add_testbench(bench)
-    simulator.add_testbench(watchdog, background=True)
+    for bench in (watchdog, background) if background else (watchdog,):
+        simulator.add_testbench(bench, background=True)
     try:
         simulator.run()
     except Exception as error:
