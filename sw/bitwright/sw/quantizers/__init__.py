@@ -1,0 +1,33 @@
+"""Quantization methods, one file each; :data:`METHODS` knows them by name.
+
+A new method is a file with a ``METHOD``, and its name in the list below.
+"""
+
+from difflib import get_close_matches
+
+from bitwright.hw.errors import BitwrightError
+from bitwright.sw.quantizers import dorefa, fixed, qnn, sign
+from bitwright.sw.quantizers.base import ActivationQuantizer, Boundary, ImageInput, WeightCodes, WeightQuantizer
+from bitwright.sw.quantizers.registry import Method
+
+__all__ = [
+    "METHODS",
+    "ActivationQuantizer",
+    "Boundary",
+    "ImageInput",
+    "Method",
+    "WeightCodes",
+    "WeightQuantizer",
+    "method",
+]
+
+METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (fixed, qnn, sign, dorefa)}
+
+
+def method(name: str) -> Method:
+    """Quantization method of a name."""
+    if name not in METHODS:
+        near = get_close_matches(name, METHODS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(METHODS)}."
+        raise BitwrightError(f"Unknown quantization method {name!r}; {hint}")
+    return METHODS[name]

@@ -1,0 +1,129 @@
+"""Fixed point with power-of-two scales, per layer: FPNN (Moons et al., WACV 2016), and the grid of QNN.
+
+With Q bits the weights are the two's complement numbers -2^(Q-1) .. 2^(Q-1) - 1 times a power of two that follows the
+layer's largest weight. Activations are the same grid: all of it after a hardtanh, only its 2^(Q-1) non-negative values
+after a ReLU, which therefore needs Q - 1 bit planes.
+"""
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.hw.isa import Encoding
+from bitwright.sw.quantizers.base import (
+    ActivationQuantizer,
+    Boundary,
+    PowerOfTwoScale,
+    WeightQuantizer,
+    covering_exponent,
+    power_of_two_above,
+)
+from bitwright.sw.quantizers.registry import Method
+
+COVERED_SHARE = 0.999
+"""Share of a layer's activations, zeros aside, that calibration keeps in range."""
+
+
+def fixed_point(weight: Tensor, bits: int, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """Round to the grid of ``bits`` bits that covers ``[-bound, bound)``; return integers and step.
+
+    ``q = clip(round(w / step), -2^(bits-1), 2^(bits-1) - 1)`` with ``step = bound / 2^(bits-1)``, ties to even.
+    """
+    half = 1 << (bits - 1)
+    step = bound / half
+    return torch.round(weight / step).clamp_(-half, half - 1), step
+
+
+class FixedWeight(WeightQuantizer):
+    """Weights of FPNN: the scale is the smallest power of two that is not below the layer's largest magnitude.
+
+    The scale follows the weights during fine-tuning; the gradient passes unchanged, as all weights are in range.
+    """
+
+    BITS = range(2, 9)
+
+    @property
+    def encoding(self) -> Encoding:
+        """Two's complement."""
+        return "signed"
+
+    def quantized(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Round to the layer's grid."""
+        return fixed_point(weight, self.bits, power_of_two_above(weight.abs().amax()))
+
+
+class FixedActivation(PowerOfTwoScale, ActivationQuantizer):
+    """Grid of step ``2**(exponent - bits + 1)``, rounded half to even and clipped.
+
+    The gradient passes where the rounded value is on the grid, as in the QNN authors' code: rounding passes it, the
+    clip that follows blocks it.
+    """
+
+    BITS = range(2, 9)
+    LOWEST: int
+    """Least integer of the grid, times ``2**(1 - bits)``: 0 or -1."""
+
+    def step(self) -> Fraction:
+        """A power of two."""
+        return Fraction(2) ** (self.exponent - self.bits + 1)
+
+    def offset(self) -> Fraction:
+        """Zero, or the negative power of two that the hardtanh form begins at."""
+        return self.LOWEST * Fraction(2) ** self.exponent
+
+    def boundaries(self) -> list[Boundary]:
+        """Halfway between the values; a tie goes to the even code."""
+        return [
+            Boundary(self.offset() + self.step() * (code - Fraction(1, 2)), code % 2 == 0)
+            for code in range(1, self.levels)
+        ]
+
+    def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Round and clip."""
+        half = 1 << (self.bits - 1)
+        lowest = self.LOWEST * half
+        rounded = torch.round(x * float(1 / self.step()))
+        clipped = rounded.clamp(lowest, half - 1)
+        return clipped - lowest, self.passes(x, rounded == clipped)
+
+    def passes(self, x: Tensor, on_grid: Tensor) -> Tensor:
+        """Where the gradient passes."""
+        return on_grid
+
+    @torch.no_grad()
+    def fit(self, values: Tensor) -> None:
+        """Set the smallest power of two that covers :data:`COVERED_SHARE` of the non-zero outputs for ``values``."""
+        self.exponent = covering_exponent(self.magnitudes(values), COVERED_SHARE)
+
+    def magnitudes(self, values: Tensor) -> Tensor:
+        """Magnitudes that the grid has to cover."""
+        return values.abs()
+
+
+class FixedReLU(FixedActivation):
+    """ReLU on the fixed-point grid: values 0 .. 2^exponent - step, in ``bits - 1`` planes."""
+
+    LOWEST = 0
+
+    @property
+    def planes(self) -> int:
+        """One fewer than bits: the sign is always plus."""
+        return self.bits - 1
+
+    def magnitudes(self, values: Tensor) -> Tensor:
+        """Positive values; the others become 0."""
+        return values.relu()
+
+
+class FixedHardtanh(FixedActivation):
+    """Clipping to -2^exponent .. 2^exponent - step, in ``bits`` planes with an offset."""
+
+    LOWEST = -1
+
+    def passes(self, x: Tensor, on_grid: Tensor) -> Tensor:
+        """Not below the range, even if the rounded value is its end: the inner clip of the authors' code."""
+        return on_grid & (x >= float(self.offset()))
+
+
+METHOD = Method("fixed", FixedWeight, {nn.ReLU: FixedReLU, nn.Hardtanh: FixedHardtanh})
