@@ -23,9 +23,10 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Found $$($(PYTHON) --version), expected Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@date +%s > $(VENV).started
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
-	@touch $@
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]" hatchling
+	@echo $$(($$(date +%s) - $$(cat $(VENV).started))) > $@; rm $(VENV).started  # the seconds it took, for the demo
 
 $(VENV)/.ready-lint: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ruff pyright amaranth-stubs

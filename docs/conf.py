@@ -59,7 +59,13 @@ def presets():
 def descriptor():
     """Fields of a descriptor header."""
     rows = [
-        (index // 2, "15..0" if index % 2 == 0 else "31..16", f"`{field.name}`", f"{field.low} to {field.high}", field.help)
+        (
+            index // 2,
+            "15..0" if index % 2 == 0 else "31..16",
+            f"`{field.name}`",
+            f"{field.low} to {field.high}",
+            field.help,
+        )
         for index, field in enumerate(isa.descriptor_fields(isa.preset("edge")))
     ]
     return table(("word", "bits", "field", "range (`edge`)", "meaning"), rows)
@@ -74,7 +80,9 @@ def errors():
         isa.ErrorCode.END: "the descriptors run past the end of their memory",
         isa.ErrorCode.BUSY: "the host wrote to a memory while the machine was running; the write was dropped",
     }
-    return table(("code", "name", "meaning"), [(code.value, f"`{code.name}`", meanings[code]) for code in isa.ErrorCode])
+    return table(
+        ("code", "name", "meaning"), [(code.value, f"`{code.name}`", meanings[code]) for code in isa.ErrorCode]
+    )
 
 
 def latencies():

@@ -55,7 +55,9 @@ def test_nothing_below_sw_loads_torch(part):
 
 
 def test_the_command_line_starts_without_torch():
-    code = "import sys, bitwright.cli\nassert not {'torch', 'sklearn', 'amaranth'} & set(sys.modules), sorted(sys.modules)"
+    code = (
+        "import sys, bitwright.cli\nassert not {'torch', 'sklearn', 'amaranth'} & set(sys.modules), sorted(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
