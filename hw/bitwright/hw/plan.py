@@ -68,6 +68,14 @@ class LayerShape:
     weight_bits: int = 8
     output_planes: int | None = None
 
+    def __post_init__(self) -> None:
+        if min(self.conv_shape + self.out_shape) < 1:
+            size = " × ".join(map(str, self.in_shape))
+            raise BitwrightError(
+                f"Layer {self.name!r} has no output: its input of {size} (channels × height × width) is too small for "
+                f"its kernel of {self.kernel} and pooling of {self.pool}."
+            )
+
     @property
     def conv_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the output before pooling."""
@@ -241,8 +249,6 @@ def _check_shape(shape: LayerShape, spec: ArraySpec, *, last: bool) -> None:
         refuse("is raw" if not last else "has output codes", "expected raw results of the last layer and only there")
     if last and shape.pool != (1, 1):
         refuse("pools its raw results", "expected an activation before the pooling, or no pooling")
-    if min(shape.out_shape + shape.conv_shape) < 1:
-        refuse(f"has an output of {shape.out_shape}", f"its input of {shape.in_shape} is too small for it")
     planes = len(weight_planes(shape.weight_encoding, shape.weight_bits))
     if not 1 <= planes <= spec.weight_planes_max:
         refuse(f"has {planes}-bit weights", f"this array takes 1 to {spec.weight_planes_max} (weight_planes_max)")

@@ -320,21 +320,20 @@ class Program:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file with a JSON manifest in its metadata; it appears whole or not at all."""
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
-        manifest = json.dumps(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "spec": dataclasses.asdict(self.spec),
-                "batch": self.batch,
-                "input": dataclasses.asdict(self.input),
-                "layers": [dataclasses.asdict(layer) for layer in self.layers],
-                "meta": dict(self.meta),
-                "sha256": {name: _digest(tensor.tobytes()) for name, tensor in tensors.items()},
-            },
-            sort_keys=True,
-        )
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "spec": dataclasses.asdict(self.spec),
+            "batch": self.batch,
+            "input": dataclasses.asdict(self.input),
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "meta": dict(self.meta),
+            "sha256": {name: _digest(tensor.tobytes()) for name, tensor in tensors.items()},
+        }
+        manifest["manifest_sha256"] = _digest(_canonical(manifest))
         with replacing(path) as temporary:
-            save_file(tensors, temporary, {"manifest": manifest, "sha256": _digest(manifest.encode())})
+            # One entry of metadata: safetensors writes several in any order, and equal Programs are to be equal files.
+            save_file(tensors, temporary, {"manifest": _canonical(manifest).decode()})
 
     @classmethod
     def load(cls, path: str | Path, spec: ArraySpec | None = None) -> "Program":
@@ -368,15 +367,18 @@ class Program:
 _TENSORS = ("descriptors", "weights", "thresholds", "output_scale", "output_offset")
 
 
+def _canonical(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, sort_keys=True).encode()
+
+
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
 def _read_manifest(metadata: Mapping[str, str], tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
     """Arguments of :class:`Program` other than tensors, after comparing the digests of everything."""
-    text = metadata.get("manifest", "")
     try:
-        manifest = json.loads(text)
+        manifest = json.loads(metadata.get("manifest", ""))
     except json.JSONDecodeError:
         manifest = None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -385,7 +387,7 @@ def _read_manifest(metadata: Mapping[str, str], tensors: Mapping[str, npt.NDArra
         raise BitwrightError(
             f"The Program has version {manifest.get('version')}, this release reads {VERSION}; compile it again."
         )
-    if metadata.get("sha256") != _digest(text.encode()):
+    if manifest.pop("manifest_sha256", None) != _digest(_canonical(manifest)):
         raise BitwrightError("The manifest does not match its SHA-256; the file was changed, compile it again.")
     if tensors.keys() != set(_TENSORS):
         raise BitwrightError(

@@ -1,14 +1,19 @@
 """Lowering: from a quantized network to a Program, in exact arithmetic.
 
-Every number of the network is rational: floats are binary fractions, quantization steps are given as fractions, and the
-factor of a batch norm is the float64 number that PyTorch computes from the variance. Up to its activation function a
-layer is therefore one exact line for each channel, from the integer accumulator ``A``::
+Every number of the network is rational: floats are binary fractions, quantization steps are given as fractions, and a
+batch norm is the pair of float64 numbers that PyTorch makes of it before it sees any data. Up to its activation
+function a layer is therefore one exact line for each channel, from the integer accumulator ``A``::
 
-    x = scale * (step * A + offset * sum(weights)) + bias      the input is step * code + offset, in the padding too
-    y = gamma / sqrt(var + eps) * (x - mean) + beta
+    x = scale * (step * A + offset * sum(weights)) + bias      where inputs and padding are step * code + offset
+    y = factor * x + shift          where factor = gamma / sqrt(var + eps) and shift = beta - factor * mean
 
-and "the code of ``y`` is at least ``i``" is ``A >= T`` for an integer ``T``, or ``A < T`` where the line falls. The idea is
-that of section 2.8 of DoReFa-Net (Zhou et al., arXiv 1606.06160) and of FINN (Umuroglu et al., arXiv 1612.07119).
+and "the code of ``y`` is at least ``i``" is ``A >= T`` for an integer ``T``, or ``A < T`` where the line falls. The
+idea is that of section 2.8 of DoReFa-Net (Zhou et al., arXiv 1606.06160), and of FINN (Umuroglu et al., arXiv
+1612.07119).
+
+The network in float64 agrees wherever its own rounding errors, some 1e-16 of a value, do not decide: always, if all
+scales are powers of two; otherwise unless a value lies on a boundary, as a sum of pixels / 255 that cancels to 0 does
+before a sign without bias or batch norm.
 
 Max pooling before the batch norm selects the greatest ``x``: the greatest code where the batch norm rises, the least
 where it falls. After the batch norm it selects the greatest code.
@@ -181,21 +186,31 @@ def _lines(stage: Stage, codes: WeightCodes) -> list[Line]:
     channels = len(codes.integers)
     sums = codes.integers.reshape(channels, -1).sum(1).tolist()
     biases = _numbers(stage, stage.layer.bias, channels, 0.0)
-    factors, means, betas = [1.0] * channels, [0.0] * channels, [0.0] * channels
-    if (norm := stage.norm) is not None:
-        assert norm.running_var is not None
-        # As PyTorch evaluates it in float64.
-        factor = 1 / torch.sqrt(norm.running_var + norm.eps)
-        factors = _numbers(stage, factor if norm.weight is None else factor * norm.weight, channels, 1.0)
-        means = _numbers(stage, norm.running_mean, channels, 0.0)
-        betas = _numbers(stage, norm.bias, channels, 0.0)
+    factors, shifts = _norm_line(stage, channels)
     lines: list[Line] = []
-    for scale, weight_sum, *others in zip(codes.scale.tolist(), sums, biases, factors, means, betas, strict=True):
-        bias, factor, mean, beta = map(Fraction, others)
-        scale = Fraction(scale)
-        constant = factor * (scale * offset * weight_sum + bias - mean) + beta
+    for weight_sum, *floats in zip(sums, codes.scale.tolist(), biases, factors, shifts, strict=True):
+        scale, bias, factor, shift = map(Fraction, floats)
+        constant = factor * (scale * offset * weight_sum + bias) + shift
         lines.append(Line(factor * scale * step, constant, factor < 0))
     return lines
+
+
+@torch.no_grad()
+def _norm_line(stage: Stage, channels: int) -> tuple[list[float], list[float]]:
+    """Factor and shift of each channel's batch norm, as PyTorch has them in float64: a value is ``factor * x + shift``.
+
+    PyTorch computes both before it sees any data, and then rounds once, where the processor has a fused multiply-add.
+    The shift is its answer to 0: computed here it could differ in the last bit, which decides ties.
+    """
+    norm = stage.norm
+    if norm is None:
+        return [1.0] * channels, [0.0] * channels
+    assert norm.running_var is not None
+    factors = 1 / torch.sqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        factors = factors * norm.weight
+    zero = torch.zeros((1, channels) if isinstance(norm, nn.BatchNorm1d) else (1, channels, 1, 1), dtype=factors.dtype)
+    return _numbers(stage, factors, channels, 1.0), _numbers(stage, norm(zero).reshape(-1), channels, 0.0)
 
 
 def _numbers(stage: Stage, values: Tensor | None, channels: int, default: float) -> list[float]:
