@@ -115,7 +115,7 @@ class ArraySpec:
 
     def __post_init__(self) -> None:
         limits = {
-            "rows": (1, 256),
+            "rows": (1, 64),
             "columns": (1, 256),
             "lanes": (32, 256),
             "weight_planes_max": (1, 8),

@@ -33,6 +33,7 @@ TOP = "bitwright_accelerator"
 
 WAIVED_LINT: dict[str, str] = {
     "CASEOVERLAP": "one-hot selections are written as casez with a don't-care for every other bit",
+    "DECLFILENAME": "one file holds all modules",
     "PROCASSINIT": "registers have initial values besides their reset: FPGAs load both",
     "SYMRSVDWORD": "the port 'interrupt' is a word of C++, not of Verilog",
     "UNUSEDSIGNAL": "carries of sums that are cut to their width, and the reset of modules without state",
@@ -217,7 +218,7 @@ _PORT_HELP = {
 
 def _ports(spec: ArraySpec) -> list[dict[str, Any]]:
     signals = {"clk": ("input", 1), "rst": ("input", 1)}
-    signature = accelerator_signature(spec)
+    signature: Any = accelerator_signature(spec)
     for path, member, _ in signature.flatten(signature.create()):
         direction = "input" if member.flow == wiring.In else "output"
         signals["__".join(str(part) for part in path)] = (direction, member.shape)

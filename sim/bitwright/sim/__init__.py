@@ -1,0 +1,1 @@
+"""The simulator: golden model, cycle model, RTL back ends, energy."""

@@ -1,0 +1,144 @@
+// Drives the accelerator's host bus from a file of commands and writes what its probes show to another.
+//
+// Both files are sequences of 32-bit words, little endian.
+//   commands   0 address data            write
+//              1 address                 read; the answer is the data
+//              2 limit count layers...   run until the interrupt, at most `limit` cycles, with the writes of these layers
+//   records of a run
+//              1 layer cycle             first cycle of a layer
+//              2 layer cycle counters... last cycle of a layer
+//              3 layer cycle raw address slot data data_high
+//              0 reason                  end: 0 interrupt, 1 limit
+// Usage: simulator COMMANDS RECORDS [VCD]
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "Vtop.h"
+#include "verilated.h"
+#if VM_TRACE
+#include "verilated_vcd_c.h"
+#endif
+
+#define PORT(group, name) top->group##___05F##name  // Verilator's spelling of group__name
+// __SYM__interrupt is its spelling of a port whose name it takes for a word of C++.
+
+namespace {
+
+struct Bench {
+  VerilatedContext context;
+  std::unique_ptr<Vtop> top{new Vtop{&context}};
+  std::FILE* records = nullptr;
+#if VM_TRACE
+  VerilatedVcdC vcd;
+#endif
+
+  void edge(int level) {
+    top->clk = level;
+    top->eval();
+#if VM_TRACE
+    if (vcd.isOpen()) vcd.dump(context.time());
+#endif
+    context.timeInc(5);
+  }
+  // Inputs are set while the clock is low, outputs are read before it rises.
+  void tick() {
+    edge(1);
+    edge(0);
+  }
+  void put(std::initializer_list<uint32_t> words) { std::fwrite(words.begin(), 4, words.size(), records); }
+
+  void reset() {
+    top->clk = 0;
+    top->rst = 1;
+    PORT(host, write) = PORT(host, read) = 0;
+    for (int i = 0; i < 4; i++) tick();
+    top->rst = 0;
+  }
+  void write(uint32_t address, uint32_t data) {
+    PORT(host, address) = address;
+    PORT(host, write_data) = data;
+    PORT(host, write) = 1;
+    tick();
+    PORT(host, write) = 0;
+  }
+  void read(uint32_t address) {
+    PORT(host, address) = address;
+    PORT(host, read) = 1;
+    tick();
+    PORT(host, read) = 0;
+    while (!PORT(host, read_valid)) tick();
+    put({PORT(host, read_data)});
+  }
+  void run(uint32_t limit, const std::set<uint32_t>& traced) {
+    for (uint32_t cycle = 0; cycle < limit; cycle++) {
+      tick();
+      const uint32_t layer = PORT(probe, layer);
+      if (PORT(probe, layer_start)) put({1, layer, PORT(probe, cycle)});
+      if (PORT(probe, write) && traced.count(layer)) {
+        const uint64_t data = PORT(probe, write_data);
+        put({3, layer, PORT(probe, cycle), PORT(probe, write_raw), PORT(probe, write_address), PORT(probe, write_slot),
+             static_cast<uint32_t>(data), static_cast<uint32_t>(data >> 32)});
+      }
+      if (PORT(probe, layer_done))
+        put({2, layer, PORT(probe, cycle), PORT(probe, busy), PORT(probe, stalls), PORT(probe, computed),
+             PORT(probe, gated), PORT(probe, skipped), PORT(probe, compares), PORT(probe, writes)});
+      if (top->__SYM__interrupt) return put({0, 0});
+    }
+    put({0, 1});
+  }
+};
+
+std::vector<uint32_t> load(const char* path) {
+  std::vector<uint32_t> words;
+  std::FILE* file = std::fopen(path, "rb");
+  if (!file) std::exit(2);
+  uint32_t block[4096];
+  for (size_t n; (n = std::fread(block, 4, 4096, file)) > 0;) words.insert(words.end(), block, block + n);
+  std::fclose(file);
+  return words;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 3) return 2;
+  Bench bench;
+  bench.records = std::fopen(argv[2], "wb");
+  if (!bench.records) return 2;
+#if VM_TRACE
+  if (argc > 3) {
+    bench.context.traceEverOn(true);
+    bench.top->trace(&bench.vcd, 99);
+    bench.vcd.open(argv[3]);
+  }
+#endif
+  const std::vector<uint32_t> commands = load(argv[1]);
+  bench.reset();
+  for (size_t i = 0; i < commands.size();) {
+    switch (commands[i]) {
+      case 0:
+        bench.write(commands[i + 1], commands[i + 2]);
+        i += 3;
+        break;
+      case 1:
+        bench.read(commands[i + 1]);
+        i += 2;
+        break;
+      default: {
+        const size_t count = commands[i + 2];
+        bench.run(commands[i + 1], {commands.begin() + i + 3, commands.begin() + i + 3 + count});
+        i += 3 + count;
+      }
+    }
+  }
+#if VM_TRACE
+  bench.vcd.close();
+#endif
+  bench.top->final();
+  return std::fclose(bench.records) == 0 ? 0 : 2;
+}

