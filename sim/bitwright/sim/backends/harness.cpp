@@ -1,14 +1,5 @@
 // Drives the accelerator's host bus from a file of commands and writes what its probes show to another.
-//
-// Both files are sequences of 32-bit words, little endian.
-//   commands   0 address data            write
-//              1 address                 read; the answer is the data
-//              2 limit count layers...   run until the interrupt, at most `limit` cycles, with the writes of these layers
-//   records of a run
-//              1 layer cycle             first cycle of a layer
-//              2 layer cycle counters... last cycle of a layer
-//              3 layer cycle raw address slot data data_high
-//              0 reason                  end: 0 interrupt, 1 limit
+// commands.py describes both files.
 // Usage: simulator COMMANDS RECORDS [VCD]
 
 #include <cstdint>
@@ -74,7 +65,7 @@ struct Bench {
     while (!PORT(host, read_valid)) tick();
     put({PORT(host, read_data)});
   }
-  void run(uint32_t limit, const std::set<uint32_t>& traced) {
+  bool run(uint32_t limit, const std::set<uint32_t>& traced) {  // whether it ended
     for (uint32_t cycle = 0; cycle < limit; cycle++) {
       tick();
       const uint32_t layer = PORT(probe, layer);
@@ -87,9 +78,13 @@ struct Bench {
       if (PORT(probe, layer_done))
         put({2, layer, PORT(probe, cycle), PORT(probe, busy), PORT(probe, stalls), PORT(probe, computed),
              PORT(probe, gated), PORT(probe, skipped), PORT(probe, compares), PORT(probe, writes)});
-      if (top->__SYM__interrupt) return put({0, 0});
+      if (top->__SYM__interrupt) {
+        put({0, 0});
+        return true;
+      }
     }
     put({0, 1});
+    return false;
   }
 };
 
@@ -131,8 +126,8 @@ int main(int argc, char** argv) {
         break;
       default: {
         const size_t count = commands[i + 2];
-        bench.run(commands[i + 1], {commands.begin() + i + 3, commands.begin() + i + 3 + count});
-        i += 3 + count;
+        const bool ended = bench.run(commands[i + 1], {commands.begin() + i + 3, commands.begin() + i + 3 + count});
+        i = ended ? i + 3 + count : commands.size();
       }
     }
   }
@@ -140,5 +135,6 @@ int main(int argc, char** argv) {
   bench.vcd.close();
 #endif
   bench.top->final();
-  return std::fclose(bench.records) == 0 ? 0 : 2;
+  const bool failed = std::ferror(bench.records);
+  return std::fclose(bench.records) || failed ? 2 : 0;
 }

@@ -1,9 +1,12 @@
 """Back end: the emitted Verilog, compiled by Verilator with a small C++ harness."""
 
+import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
-from collections.abc import Collection, Iterable
+import tempfile
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,16 +18,21 @@ from bitwright.hw.files import replacing
 from bitwright.hw.isa import ArraySpec
 from bitwright.hw.program import Program
 from bitwright.hw.verilog import TOP
-from bitwright.sim.backends import recorder
+from bitwright.sim.backends.commands import decode, encode
 from bitwright.sim.backends.source import cache_folder, verilog
 from bitwright.sim.execution import Execution
 from bitwright.sim.tools import compiler, make, perl, verilator, verilator_environment
 
 _HARNESS = files("bitwright.sim.backends").joinpath("harness.cpp")
-_FLAGS = ("-O3", "-Wno-fatal", "-Wno-lint", "-Wno-style", "-CFLAGS", "-O2")
-
-# Record kinds of harness.cpp, and the words that follow each.
-_END, _LAYER_START, _LAYER_DONE, _WRITE = range(4)
+_FLAGS = (
+    "-O3",
+    "-fno-inline",  # one C++ function for all PEs: a quarter of the compiler's time, and no slower
+    "-MAKEFLAGS",
+    "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O1",  # -O2 compiles longer and gains nothing
+    "-Wno-fatal",
+    "-Wno-lint",
+    "-Wno-style",
+)
 
 
 class VerilatorBackend:
@@ -57,20 +65,12 @@ class VerilatorBackend:
         trace
             Layers whose writes to list.
         """
-        commands: list[npt.NDArray[np.uint32]] = [_writes(program.host_writes())]
-        reads = np.array([(1, address) for address in recorder.read_addresses(program)], np.uint32).ravel()
-        start = np.array(
-            [0, *recorder.start_write(program), 2, recorder.cycle_limit(program), len(trace), *sorted(trace)], np.uint32
-        )
-        batches = [images[first : first + program.batch] for first in range(0, len(images), program.batch)]
-        for batch in batches:
-            commands += [_writes(program.image_writes(batch)), start, reads]
-        with replacing(cache_folder() / "run" / f"{os.getpid()}") as folder:
-            folder.mkdir()
-            (folder / "commands").write_bytes(np.concatenate(commands).tobytes())
-            arguments = [self._simulator, folder / "commands", folder / "records"]
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bitwright-")))
+            encode(program, images, trace).tofile(folder / "commands")
+            arguments: list[str | Path] = [self._simulator, folder / "commands", folder / "records"]
             if self.vcd is not None:
-                arguments.append(self.vcd)
+                arguments.append(stack.enter_context(replacing(self.vcd)))
             ended = subprocess.run(arguments, capture_output=True, text=True, check=False)  # noqa: S603
             if ended.returncode:
                 raise BitwrightError(
@@ -78,44 +78,7 @@ class VerilatorBackend:
                     f"saying {ended.stderr.strip() or 'nothing'!r}; is there room on the disk?"
                 )
             records = np.fromfile(folder / "records", np.uint32)
-        return _executions(program, batches, trace, records)
-
-
-def _writes(pairs: Iterable[tuple[int, int]]) -> npt.NDArray[np.uint32]:
-    return np.fromiter((word for address, data in pairs for word in (0, address, data)), np.uint32)
-
-
-def _executions(
-    program: Program,
-    batches: list[npt.NDArray[np.uint8]],
-    trace: Collection[int],
-    records: npt.NDArray[np.uint32],
-) -> list[Execution]:
-    executions: list[Execution] = []
-    position = 0
-    reads = len(recorder.READ_BACK) + recorder.result_count(program)
-    for batch in batches:
-        record = recorder.Recorder(program, trace)
-        while (kind := int(records[position])) != _END:
-            if kind == _LAYER_START:
-                record.layer_start(*records[position + 1 : position + 3].tolist())
-                position += 3
-            elif kind == _LAYER_DONE:
-                layer, cycle, *totals = records[position + 1 : position + 3 + len(recorder.PROBED)].tolist()
-                record.layer_done(layer, cycle, totals)
-                position += 3 + len(recorder.PROBED)
-            else:
-                layer, cycle, raw, address, slot, low, high = records[position + 1 : position + 8].tolist()
-                data = recorder.probed_data(program.spec, low | high << 32, raw=bool(raw))
-                record.write(layer, (cycle, raw, address, slot, data))
-                position += 8
-        if records[position + 1]:
-            raise BitwrightError(recorder.hung(program))
-        position += 2
-        registers, results = recorder.split_read(records[position : position + reads])
-        executions.append(record.execution(len(batch), results, registers))
-        position += reads
-    return executions
+        return decode(program, images, trace, records)
 
 
 def build(spec: ArraySpec, *, trace: bool = False) -> Path:
@@ -152,4 +115,5 @@ def build(spec: ArraySpec, *, trace: bool = False) -> Path:
         if ended.returncode:
             lines = [line for line in (ended.stdout + ended.stderr).splitlines() if "rror" in line]
             raise BitwrightError(f"Verilator could not compile the array: {lines[0] if lines else 'no message'}.")
+        shutil.rmtree(building / "objects")
     return folder / "simulator"
