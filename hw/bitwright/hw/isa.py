@@ -779,7 +779,10 @@ def place_channels(bits: npt.NDArray[np.bool_], lanes: int, channels_per_word: i
 # Thresholds
 
 THRESHOLD_NEGATE, THRESHOLD_POOL_MIN = 1, 2
-"""Flags of a threshold entry: invert the comparison (negative gain); pool by minimum (max pooling before it)."""
+"""Flags of a threshold entry: invert the comparison (negative gain); pool by minimum (max pooling before it).
+
+They belong to the channel: all its entries have the same.
+"""
 
 
 def encode_threshold(value: int, flags: int, spec: ArraySpec) -> int:

@@ -386,7 +386,7 @@ def verify(
     for number, found in enumerate(network_values(program, images, at_once=at_once)):
         codes.clear()
         part = images[number * at_once : (number + 1) * at_once]
-        outputs = network(torch.from_numpy(part).double()).numpy()
+        outputs = network(torch.tensor(part, dtype=torch.float64)).numpy()
         for name, layer, ours, theirs in zip(names, program.parsed, found[1:], codes, strict=False):
             ours = np.moveaxis(ours[..., : layer.channels], -1, 1).reshape(theirs.shape)
             compared[name] += theirs.size
