@@ -11,7 +11,7 @@ from typing import Any
 from amaranth.hdl import Elaboratable
 from amaranth.sim import Simulator
 
-from bitwright.hw.isa import ArraySpec, descriptor_fields
+from bitwright.hw.isa import READ_LATENCY, ArraySpec, Region, Register, descriptor_fields
 
 PERIOD = 1e-6
 WAVEFORMS = Path(__file__).parents[1] / "build" / "waveforms"
@@ -82,3 +82,57 @@ def accumulated(total: int, count: int, width: int, *, clear: bool, double: bool
     """What an accumulator holds after one more count."""
     base = 0 if clear else 2 * total if double else total
     return wrap(base - count if negate else base + count, width)
+
+
+class Bus:
+    """The host's side of the host bus.
+
+    Parameters
+    ----------
+    ctx
+        Of the testbench.
+    spec
+        Array.
+    port
+        The bus.
+    """
+
+    def __init__(self, ctx: Any, spec: ArraySpec, port: Any) -> None:
+        self.ctx = ctx
+        self.at = spec.derived.host_address
+        self.port = port
+
+    def request(self, address: int, data: int | None = None) -> None:
+        """Put a request on the bus: a write of ``data``, or a read."""
+        self.ctx.set(self.port.address, address)
+        self.ctx.set(self.port.write_data, data or 0)
+        self.ctx.set(self.port.write, data is not None)
+        self.ctx.set(self.port.read, data is None)
+
+    def idle(self) -> None:
+        """Request nothing."""
+        self.ctx.set(self.port.write, 0)
+        self.ctx.set(self.port.read, 0)
+
+    async def write(self, address: int, data: int) -> None:
+        """Write, and return in the cycle in which the write acts."""
+        self.request(address, data)
+        await self.ctx.tick()
+        self.idle()
+
+    async def read(self, address: int) -> int:
+        """Read, and return in the cycle of the answer."""
+        self.request(address)
+        await self.ctx.tick()
+        self.idle()
+        await self.ctx.tick().repeat(READ_LATENCY - 1)
+        assert self.ctx.get(self.port.read_valid)
+        return self.ctx.get(self.port.read_data)
+
+    async def control(self, bits: int) -> None:
+        """Write the control register."""
+        await self.write(self.at(Region.REGISTERS, Register.CONTROL), bits)
+
+    async def register(self, register: Register) -> int:
+        """Read a register."""
+        return await self.read(self.at(Region.REGISTERS, register))
