@@ -15,6 +15,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -227,12 +228,13 @@ def _load_cifar(root: Path) -> Dataset:
     contents = _cifar_contents(root)
     records = [np.frombuffer(content, np.uint8).reshape(-1, 3073) for content in contents]
     train, test = np.concatenate(records[:-1]), records[-1]
+    train_images, test_images = (np.ascontiguousarray(part[:, 1:]).reshape(-1, 3, 32, 32) for part in (train, test))
     return Dataset(
         name="cifar-10",
         classes=_CIFAR_CLASSES,
-        train_images=train[:, 1:].reshape(-1, 3, 32, 32),
+        train_images=train_images,
         train_labels=train[:, 0].astype(np.int64),
-        test_images=test[:, 1:].reshape(-1, 3, 32, 32),
+        test_images=test_images,
         test_labels=test[:, 0].astype(np.int64),
         provenance="CIFAR-10 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009), binary version",
     )
@@ -243,7 +245,8 @@ def _cifar_contents(root: Path) -> list[bytes]:
     paths = [_find("cifar-10", [name, f"{name}.xz"], root) for name in _CIFAR_FILES]
     found = [path for path in paths if path is not None]
     if len(found) == len(paths):
-        return [_content(path, md5) for path, md5 in zip(found, _CIFAR_FILES.values(), strict=True)]
+        with ThreadPoolExecutor() as pool:  # decompression takes seconds a file, and releases the interpreter lock
+            return list(pool.map(_content, found, _CIFAR_FILES.values()))
     archive = _find("cifar-10", [_CIFAR_ARCHIVE.name], root)
     archive = archive or _download("cifar-10", _CIFAR_URL, _CIFAR_ARCHIVE.name, _CIFAR_ARCHIVE.md5, root)
     try:
