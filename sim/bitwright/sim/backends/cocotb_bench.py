@@ -1,105 +1,164 @@
-"""The bench of the cocotb back end. It runs inside the simulator and finds its job in a folder."""
+"""cocotb bench: executes the commands of :mod:`bitwright.sim.backends.commands` on the emitted Verilog.
 
-import dataclasses
-import json
+It runs in the simulator's Python, and is also the program that builds and starts the simulator::
+
+    python -m bitwright.sim.backends.cocotb_bench build SIMULATOR VERILOG FOLDER
+    python -m bitwright.sim.backends.cocotb_bench test SIMULATOR VERILOG FOLDER
+"""
+
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cocotb
 import numpy as np
 from cocotb.clock import Clock
-from cocotb.triggers import FallingEdge, RisingEdge
+from cocotb.triggers import FallingEdge
 
-from bitwright.hw.program import Program
-from bitwright.sim.backends import recorder
+from bitwright.sim.backends.commands import END, LAYER_DONE, LAYER_START, LAYER_WRITE, READ, WRITE
+from bitwright.sim.backends.recorder import PROBED
+
+COMMANDS, RECORDS = "BITWRIGHT_COMMANDS", "BITWRIGHT_RECORDS"
+"""Environment variables that name the files."""
+
+BUILD_ARGUMENTS = {
+    "verilator": ["-fno-inline", "-Wno-fatal", "-Wno-lint", "-Wno-style"],
+    "icarus": ["-Wno-timescale"],
+}
+
+
+class Bench:
+    """Drives the host bus and watches the probes.
+
+    Inputs change and outputs are read at the falling edge, when everything that the rising edge did has settled. An
+    undefined output has no integer value, and ends the test.
+
+    Parameters
+    ----------
+    dut
+        The accelerator.
+    """
+
+    def __init__(self, dut: Any) -> None:
+        self.dut = dut
+        self.host = {name: getattr(dut, f"host__{name}") for name in ("address", "write_data", "write", "read")}
+        self.probe = {
+            name: getattr(dut, f"probe__{name}")
+            for name in (
+                *("cycle", "layer", "layer_start", "layer_done"),
+                *("write", "write_raw", "write_address", "write_slot", "write_data"),
+                *PROBED,
+            )
+        }
+        self.records: list[int] = []
+
+    async def tick(self) -> None:
+        """One clock cycle."""
+        await FallingEdge(self.dut.clk)
+
+    async def reset(self) -> None:
+        """Start the clock and reset the machine; all its outputs have values from then on."""
+        for signal in self.host.values():
+            signal.value = 0
+        self.dut.rst.value = 1
+        self.dut.clk.value = 0
+        Clock(self.dut.clk, 10, "ns").start(start_high=False)
+        for _ in range(4):
+            await self.tick()
+        self.dut.rst.value = 0
+        await self.tick()
+        for signal in (*self.probe.values(), self.dut.host__read_valid, self.dut.interrupt):
+            int(signal.value)
+
+    async def write(self, address: int, data: int) -> None:
+        """Write to the bus."""
+        self.host["address"].value = address
+        self.host["write_data"].value = data
+        self.host["write"].value = 1
+        await self.tick()
+        self.host["write"].value = 0
+
+    async def read(self, address: int) -> None:
+        """Read from the bus and record the answer."""
+        self.host["address"].value = address
+        self.host["read"].value = 1
+        await self.tick()
+        self.host["read"].value = 0
+        while not int(self.dut.host__read_valid.value):
+            await self.tick()
+        self.records.append(int(self.dut.host__read_data.value))
+
+    async def run(self, limit: int, traced: set[int]) -> bool:
+        """Watch until the interrupt, at most ``limit`` cycles; returns whether it came."""
+        started, done, written = self.probe["layer_start"], self.probe["layer_done"], self.probe["write"]
+        for _ in range(limit):
+            await self.tick()
+            if int(started.value):
+                self._record(LAYER_START, "layer", "cycle")
+            if int(written.value) and int(self.probe["layer"].value) in traced:
+                self._record(LAYER_WRITE, "layer", "cycle", "write_raw", "write_address", "write_slot")
+                data = int(self.probe["write_data"].value)
+                self.records += [data & 0xFFFFFFFF, data >> 32]
+            if int(done.value):
+                self._record(LAYER_DONE, "layer", "cycle", *PROBED)
+            if int(self.dut.interrupt.value):
+                self.records += [END, 0]
+                return True
+        self.records += [END, 1]
+        return False
+
+    def _record(self, kind: int, *names: str) -> None:
+        self.records += [kind, *(int(self.probe[name].value) for name in names)]
+
+    async def execute(self, words: Iterator[int]) -> None:
+        """Execute commands until they end, or a run does not."""
+        for kind in words:
+            if kind == WRITE:
+                await self.write(next(words), next(words))
+            elif kind == READ:
+                await self.read(next(words))
+            else:
+                limit, count = next(words), next(words)
+                if not await self.run(limit, {next(words) for _ in range(count)}):
+                    return
 
 
 @cocotb.test()
-async def execute(dut: Any) -> None:
-    """Load the Program, run all images, leave the executions as JSON."""
-    folder = Path(os.environ["BITWRIGHT_JOB"])
-    trace = json.loads(os.environ["BITWRIGHT_TRACE"])
-    program = Program.load(folder / "program.bw")
-    images = np.load(folder / "images.npy")
-    limit = recorder.cycle_limit(program)
-
-    dut.rst.value = 1
-    dut.host__write.value = dut.host__read.value = 0
-    dut.host__address.value = dut.host__write_data.value = 0
-    Clock(dut.clk, 10, unit="ns").start(start_high=False)
-    for _ in range(4):
-        await RisingEdge(dut.clk)
-    await FallingEdge(dut.clk)
-    dut.rst.value = 0
-    _check_defined(dut)
-
-    await _write(dut, program.host_writes())
-    executions = []
-    for first in range(0, len(images), program.batch):
-        batch = images[first : first + program.batch]
-        await _write(dut, [*program.image_writes(batch), recorder.start_write(program)])
-        record = recorder.Recorder(program, trace)
-        await _watch(dut, record, limit)
-        words = [await _read(dut, address) for address in recorder.read_addresses(program)]
-        registers, results = recorder.split_read(np.array(words, np.uint32))
-        executions.append(dataclasses.asdict(record.execution(len(batch), results, registers)))
-    for execution in executions:
-        execution["accumulators"] = execution["accumulators"].tolist()
-        if execution["writes"] is not None:
-            execution["writes"] = {layer: rows.tolist() for layer, rows in execution["writes"].items()}
-    (folder / "executions.json").write_text(json.dumps(executions))
+async def execute_commands(dut: Any) -> None:
+    """Execute the file of commands, write the file of records."""
+    bench = Bench(dut)
+    await bench.reset()
+    await bench.execute(iter(np.fromfile(os.environ[COMMANDS], np.uint32).tolist()))
+    np.array(bench.records, np.uint32).tofile(os.environ[RECORDS])
 
 
-def _check_defined(dut: Any) -> None:
-    """After reset no output may be undefined, except data of memories that were never written."""
-    for handle in dut:
-        name = handle._name
-        if name.startswith("probe__") or name == "interrupt":
-            assert handle.value.is_resolvable, f"{name} is {handle.value} after reset, expected a number"
+def main(action: str, simulator: str, verilog: str, folder: str) -> None:
+    """Build the simulator of a Verilog file in a folder, or run this bench in it."""
+    from cocotb_tools.runner import get_runner
+
+    runner = get_runner(simulator)
+    top = Path(verilog).stem
+    if action == "build":
+        runner.build(
+            sources=[verilog],
+            hdl_toplevel=top,
+            build_args=BUILD_ARGUMENTS[simulator],
+            build_dir=folder,
+            timescale=("1ns", "1ns"),
+        )
+    else:
+        working = Path(os.environ[RECORDS]).parent
+        runner.test(
+            test_module="bitwright.sim.backends.cocotb_bench",
+            hdl_toplevel=top,
+            hdl_toplevel_lang="verilog",
+            build_dir=folder,
+            test_dir=working,
+            results_xml=str(working / "results.xml"),
+        )
 
 
-# Inputs change, and outputs are looked at, at the falling edge: the middle of a cycle.
-
-
-async def _write(dut: Any, writes: Iterable[tuple[int, int]]) -> None:
-    dut.host__write.value = 1
-    for address, data in writes:
-        dut.host__address.value = int(address)
-        dut.host__write_data.value = int(data)
-        await FallingEdge(dut.clk)
-    dut.host__write.value = 0
-
-
-async def _read(dut: Any, address: int) -> int:
-    dut.host__address.value = address
-    dut.host__read.value = 1
-    await FallingEdge(dut.clk)
-    dut.host__read.value = 0
-    while not dut.host__read_valid.value:
-        await FallingEdge(dut.clk)
-    return dut.host__read_data.value.to_unsigned()
-
-
-async def _watch(dut: Any, record: recorder.Recorder, limit: int) -> None:
-    spec = record.program.spec
-    for _ in range(limit):
-        await FallingEdge(dut.clk)
-        start, done = dut.probe__layer_start.value, dut.probe__layer_done.value
-        write = dut.probe__write.value
-        if start or done or write:
-            cycle, layer = dut.probe__cycle.value.to_unsigned(), dut.probe__layer.value.to_unsigned()
-            if start:
-                record.layer_start(layer, cycle)
-            if write:
-                raw = int(dut.probe__write_raw.value)
-                place = dut.probe__write_address.value.to_unsigned(), dut.probe__write_slot.value.to_unsigned()
-                data = recorder.probed_data(spec, dut.probe__write_data.value.to_unsigned(), raw=bool(raw))
-                record.write(layer, (cycle, raw, *place, data))
-            if done:
-                totals = [getattr(dut, f"probe__{name}").value.to_unsigned() for name in recorder.PROBED]
-                record.layer_done(layer, cycle, totals)
-        if dut.interrupt.value:
-            return
-    raise TimeoutError(recorder.hung(record.program))
+if __name__ == "__main__":
+    main(*sys.argv[1:])

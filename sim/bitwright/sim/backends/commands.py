@@ -4,7 +4,7 @@ Both are sequences of 32-bit words, little endian; ``harness.cpp`` and ``cocotb_
 
     commands   0 address data            write
                1 address                 read
-               2 limit count layers...   run until the interrupt, at most `limit` cycles, with the writes of these layers
+               2 limit count layers...   run to the interrupt, at most `limit` cycles, with these layers' writes
     records    1 layer cycle             first cycle of a layer
                2 layer cycle counters... last cycle of a layer
                3 layer cycle raw address slot data data_high
