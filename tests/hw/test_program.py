@@ -195,6 +195,14 @@ def test_files_with_a_wrong_manifest_are_refused(program, tmp_path, change, mess
         Program.load(path)
 
 
+def test_values_of_the_wrong_kind_are_refused(program, tmp_path):
+    path = tmp_path / "net.bw"
+    program.save(path)
+    rewrite(path, put("8", "input", "bits"))
+    with pytest.raises(BitwrightError, match="wrong kind"):
+        Program.load(path)
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
@@ -212,6 +220,11 @@ def test_files_with_wrong_tensors_are_refused(program, tmp_path, tensors, messag
     rewrite(path, lambda manifest: None, **tensors)
     with pytest.raises(BitwrightError, match=message):
         Program.load(path)
+
+
+def test_words_after_the_last_descriptor_are_refused(program):
+    with pytest.raises(BitwrightError, match=r"descriptor words, its last layer ends after \d+"):
+        dataclasses.replace(program, descriptors=np.append(program.descriptors, np.uint32(0)))
 
 
 def test_damaged_files_are_refused(program, tmp_path):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
@@ -66,6 +66,7 @@ def networks(draw):
         layer = nn.Conv2d(channels, outputs, kernel, stride, padding)
         height = (height + 2 * padding[0] - kernel[0]) // stride[0] + 1
         width = (width + 2 * padding[1] - kernel[1]) // stride[1] + 1
+        assume(min(height, width) >= 1)
         if min(height, width) < 3:
             pooled = "no"
         size, step = draw(st.integers(2, 3)), draw(st.integers(1, 3))

@@ -207,6 +207,10 @@ class Program:
             raise BitwrightError(
                 f"Program has {len(parsed)} descriptors for {len(self.layers)} layers; it is corrupt, compile it again."
             )
+        if (used := sum(layer.words for layer in parsed)) != len(self.descriptors):
+            raise BitwrightError(
+                f"Program has {len(self.descriptors)} descriptor words, its last layer ends after {used}; compile it again."
+            )
         for info, layer in zip(self.layers, parsed, strict=True):
             if layer.images != self.batch:
                 raise BitwrightError(
@@ -357,6 +361,8 @@ class Program:
             program = cls(**_read_manifest(metadata, tensors), **tensors)
         except BitwrightError as error:
             raise BitwrightError(f"{path}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise BitwrightError(f"{path} has a value of the wrong kind ({error}); compile it again.") from error
         if spec is not None and spec != program.spec:
             pairs = zip(dataclasses.asdict(program.spec).items(), dataclasses.asdict(spec).values(), strict=True)
             changes = ", ".join(f"{name} {ours} (not {theirs})" for (name, ours), theirs in pairs if ours != theirs)
