@@ -209,7 +209,8 @@ class Program:
             )
         if (used := sum(layer.words for layer in parsed)) != len(self.descriptors):
             raise BitwrightError(
-                f"Program has {len(self.descriptors)} descriptor words, its last layer ends after {used}; compile it again."
+                f"Program has {len(self.descriptors)} descriptor words, its last layer ends after {used}; "
+                "compile it again."
             )
         for info, layer in zip(self.layers, parsed, strict=True):
             if layer.images != self.batch:
