@@ -135,8 +135,9 @@ class SearchConfig(_Section):
     max_bits, min_bits
         Range of bits tried; a method's own limits narrow it.
     order
-        ``stepwise`` tries bits one by one downwards, as published. ``bisect`` halves the range each time: fewer
-        candidates, and the same result wherever more bits never lose accuracy.
+        ``down`` tries the most bits first and goes down to the first failure, as published. ``up`` goes up to the first
+        success: fewer evaluations, since failures are cut short, and the same result wherever more bits never lose
+        accuracy.
     validation_images
         At most so many images judge a candidate; absent: all of the validation split.
     calibration_images
@@ -144,7 +145,7 @@ class SearchConfig(_Section):
     fine_tune_epochs, fine_tune_learning_rate
         A candidate that fails is trained for so many epochs and judged again; 0: post-training quantization only.
     uniform_bits
-        Networks with the same bits everywhere, measured for comparison.
+        Networks with the same bits everywhere but in the image, measured for comparison.
     """
 
     weights: Text = "fixed"
@@ -152,7 +153,7 @@ class SearchConfig(_Section):
     relative_accuracy: Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")] = 0.99
     max_bits: Bits = 8
     min_bits: Bits = 1
-    order: Annotated[Literal["stepwise", "bisect"], Field(description='"stepwise" or "bisect"')] = "stepwise"
+    order: Annotated[Literal["down", "up"], Field(description='"down" or "up"')] = "down"
     validation_images: Count | None = None
     calibration_images: Count = 1024
     fine_tune_epochs: Annotated[int, Field(ge=0, description="an integer that is not negative")] = 0

@@ -1,11 +1,13 @@
 """Greedy layerwise search for the fewest bits, by Moons et al. (WACV 2016, arXiv 1603.06777).
 
 From the first layer to the last: lower the bits of the layer's *input* while the accuracy on the validation images
-stays at the target, then the bits of its *weights*; freeze both and go on. Layers not yet visited compute in float. With
-fine-tuning, a candidate that fails is trained, from the layer on, and judged again; if it passes its weights are kept.
+stays at the target, then the bits of its *weights*; freeze both and go on. Layers not yet visited compute in float.
+With fine-tuning, a candidate that fails is trained, from the layer on, and judged again; if it passes, its weights are
+kept.
 
-Layers before the current one never run again: what enters the current layer is kept for all validation images. Every
-candidate is a line of ``search.jsonl``; a search that was stopped replays these lines instead of computing them again.
+Layers before the current one never run again: what enters the current layer is kept for all validation images. A
+candidate is given up as soon as the images that remain could not save it. Every candidate is a line of
+``search.jsonl``; a search that was stopped replays these lines instead of computing them again.
 """
 
 import copy
@@ -63,13 +65,13 @@ class SearchResult:
     candidates
         Number of candidates judged.
     layer_evaluations
-        Passes of the validation images through one layer that the search took. Calibration and training are not
-        counted.
+        Passes of all validation images through one layer that the search took; a candidate that is given up early
+        counts with the share of images it saw. Calibration and training are not counted.
     whole_network_layer_evaluations
-        The same for a search that tries all bits from the top down, and runs the whole network for each candidate.
+        The same for a search that tries bits from the top down and runs the whole network for each candidate.
     uniform
-        Networks with the same bits everywhere, never fine-tuned, for comparison: ``bits``, ``assignment``,
-        ``validation_accuracy``, ``test_accuracy``.
+        Networks with the same bits everywhere but in the image, never fine-tuned, for comparison: ``bits``,
+        ``assignment``, ``validation_accuracy``, ``test_accuracy``.
     """
 
     bits: Assignment
@@ -80,7 +82,7 @@ class SearchResult:
     target: float
     target_met: bool
     candidates: int
-    layer_evaluations: int
+    layer_evaluations: float
     whole_network_layer_evaluations: int
     uniform: list[dict[str, Any]]
 
@@ -163,7 +165,7 @@ def segments(network: nn.Sequential) -> list[nn.Sequential]:
 
 
 def fewest_bits(passes: Callable[[int], bool], lowest: int, highest: int, order: str) -> int:
-    """Fewest bits that pass, or ``highest`` if that fails.
+    """Fewest bits that pass, or ``highest`` if none does.
 
     Parameters
     ----------
@@ -172,23 +174,21 @@ def fewest_bits(passes: Callable[[int], bool], lowest: int, highest: int, order:
     lowest, highest
         Range to try.
     order
-        ``stepwise``: from ``highest`` down to the first failure. ``bisect``: by halving the range.
+        ``down``: from ``highest`` to the first failure. ``up``: from ``lowest`` to the first success.
     """
-    if order == "stepwise":
-        fewest = highest
-        for bits in range(highest, lowest - 1, -1):
-            if not passes(bits):
-                break
-            fewest = bits
-        return fewest
-    low, high = lowest, highest + 1  # high: the fewest bits known to pass, or one more than allowed
-    while low < high:
-        middle = (low + high) // 2
-        if passes(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return min(high, highest)
+    if order == "up":
+        return next((bits for bits in range(lowest, highest + 1) if passes(bits)), highest)
+    failed = next((bits for bits in range(highest, lowest - 1, -1) if not passes(bits)), lowest - 1)
+    return min(failed + 1, highest)
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """Accuracy of a candidate on the images that it saw: all of them if it passed."""
+
+    accuracy: float
+    images: int
+    passed: bool
 
 
 class _Search:
@@ -215,7 +215,7 @@ class _Search:
         self._trace = self._earlier_trace()
         self._judged = 0  # lines of the trace passed in this process, replayed or new
         self._scales: dict[str, Tensor] = {}  # of the quantizers of frozen layers' inputs
-        self._layer_evaluations = self._whole_network_layer_evaluations = 0
+        self._layer_evaluations, self._whole_network_layer_evaluations = 0.0, 0
 
         count = self._settings.validation_images
         pixels, self._labels = images.validation_pixels[:count], images.validation_labels[:count]
@@ -223,8 +223,7 @@ class _Search:
         self._calibration = images.train_pixels[: self._settings.calibration_images].to(self._device)
         self._float_accuracy = evaluate(self.network, pixels, self._labels), self._test(self.network)
         correct = round(self._float_accuracy[0] * len(self._labels))
-        needed = math.ceil(Fraction(str(self._settings.relative_accuracy)) * correct)
-        self.target = needed / len(self._labels)
+        self._needed = math.ceil(Fraction(str(self._settings.relative_accuracy)) * correct)
 
         tuned = [entry["weights"] for entry in self._trace if entry["weights"] is not None]
         if tuned:  # later tuning leaves frozen layers as they are: the last weights serve for the whole replay
@@ -271,10 +270,10 @@ class _Search:
             test_accuracy=self._test(network),
             float_validation_accuracy=self._float_accuracy[0],
             float_test_accuracy=self._float_accuracy[1],
-            target=self.target,
-            target_met=validation_accuracy >= self.target,
+            target=self._needed / len(self._labels),
+            target_met=validation_accuracy >= self._needed / len(self._labels),
             candidates=len(self._trace),
-            layer_evaluations=self._layer_evaluations,
+            layer_evaluations=round(self._layer_evaluations, 3),
             whole_network_layer_evaluations=self._whole_network_layer_evaluations,
             uniform=self._uniform(),
         )
@@ -307,7 +306,7 @@ class _Search:
         layer = self.layers[index]
         candidate = {**self.bits, layer: {**self.bits[layer], which: bits}}
         if self._judged == len(self._trace):
-            self._append(self._judge(index, candidate) | {"layer": layer, "which": which, "bits": bits})
+            self._append({"layer": layer, "which": which, "bits": bits} | self._judge(index, candidate))
         entry = self._trace[self._judged]
         if entry["assignment"] != candidate:
             raise BitwrightError(
@@ -315,23 +314,25 @@ class _Search:
                 f"{which} bits {bits} of layer {layer!r}; delete it to search anew."
             )
         self._judged += 1
-        self._layer_evaluations += (len(self.layers) - index) * (1 if entry["untuned_accuracy"] is None else 2)
+        self._layer_evaluations += (len(self.layers) - index) * entry["evaluated"]
         return entry["accepted"]
 
     def _judge(self, index: int, candidate: Assignment) -> dict[str, Any]:
         """Measure a candidate; train it and measure again if it fails and fine-tuning is on."""
-        accuracy = self._accuracy(self._assembled(self.network, candidate, index), index)
-        untuned, weights = None, None
-        if accuracy < self.target and self._settings.fine_tune_epochs:
+        first = final = self._measure(self._assembled(self.network, candidate, index), index)
+        tuned, weights = None, None
+        if not first.passed and self._settings.fine_tune_epochs:
             tuned = self._tuned(index, candidate)
-            untuned, accuracy = accuracy, self._accuracy(self._assembled(tuned, candidate, index), index)
-            if accuracy >= self.target:
+            final = self._measure(self._assembled(tuned, candidate, index), index)
+            if final.passed:
                 self.network, weights = tuned, f"search-{self._judged + 1}"
                 save_tensors(self._run.checkpoint(weights), tuned.state_dict())
         return {
-            "accuracy": accuracy,
-            "accepted": accuracy >= self.target,
-            "untuned_accuracy": untuned,
+            "accuracy": final.accuracy,
+            "images": final.images,
+            "accepted": final.passed,
+            "untuned_accuracy": None if tuned is None else first.accuracy,
+            "evaluated": (first.images + (0 if tuned is None else final.images)) / len(self._labels),
             "weights": weights,
             "assignment": candidate,
         }
@@ -360,12 +361,16 @@ class _Search:
         return quantized
 
     @torch.no_grad()
-    def _accuracy(self, network: nn.Sequential, index: int) -> float:
-        """Accuracy on the validation images, from what enters layer ``index``."""
+    def _measure(self, network: nn.Sequential, index: int) -> _Measurement:
+        """Classify the validation images from what enters layer ``index``, as long as the target can be reached."""
         rest = nn.Sequential(*segments(network)[index:])
-        labels = self._labels.split(EVALUATION_BATCH)
-        pairs = zip(self._inputs, labels, strict=True)
-        return sum(int((rest(batch).argmax(1).cpu() == label).sum()) for batch, label in pairs) / len(self._labels)
+        correct = images = 0
+        for batch, labels in zip(self._inputs, self._labels.split(EVALUATION_BATCH), strict=True):
+            correct += int((rest(batch).argmax(1).cpu() == labels).sum())
+            images += len(labels)
+            if correct + len(self._labels) - images < self._needed:
+                break
+        return _Measurement(correct / images, images, correct >= self._needed)
 
     def _tuned(self, index: int, candidate: Assignment) -> nn.Sequential:
         """Train a candidate from layer ``index`` on; return the float network with the parameters it got."""
@@ -403,6 +408,7 @@ class _Search:
         for bits in self._settings.uniform_bits:
             if bits in weights.weight_bits and bits in activations.activation_bits:
                 assignment = {layer: {"input": bits, "weight": bits} for layer in self.layers}
+                assignment[self.layers[0]]["input"] = 8
                 network = assemble(untuned, assignment, self._settings)
                 calibrate(network, self._images.train_pixels[: self._settings.calibration_images])
                 accuracies = {"validation_accuracy": self._validate(network), "test_accuracy": self._test(network)}

@@ -30,7 +30,7 @@ from bitwright.sw.config import Config, DataConfig, QuantizeConfig, TrainConfig,
 from bitwright.sw.quantize import Recipe, calibrate, clip_weights, quantize
 from bitwright.sw.runs import Run, load_parameters, save_tensors, write_lines
 
-EVALUATION_BATCH = 500  # images; the same everywhere, so that the same network gives the same floats
+EVALUATION_BATCH = 100  # images; the same everywhere, so that the same network gives the same floats
 
 
 CALIBRATION_IMAGES = 1024  # training images that set the ranges of activations
