@@ -130,8 +130,8 @@ def compile_command(
     layers = [
         {
             "name": info.name,
-            "weight_bits": info.weight_bits,
-            "input_bits": info.input_planes,
+            "weight_planes": info.weight_planes,
+            "input_planes": info.input_planes,
             "passes": len(layer.passes),
         }
         for info, layer in zip(program.layers, program.parsed, strict=True)
@@ -146,7 +146,7 @@ def compile_command(
     }
 
     def table() -> Iterable[Table]:
-        found = Table("layer", "weight bits", "input bits", "passes", title=str(output))
+        found = Table("layer", "weight planes", "input planes", "passes", title=str(output))
         for layer in layers:
             found.add_row(*(str(cell) for cell in layer.values()))
         yield found

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec
-from bitwright.hw.plan import plan
+from bitwright.hw.plan import Plan, plan
 from bitwright.hw.program import Program
-from bitwright.sim.backends import simulate
+from bitwright.sim.backends import backend as rtl_backend
 from bitwright.sim.compare import compare
 from bitwright.sim.energy import EnergyReport, EnergyTable, estimate, estimate_plan, plan_activity
 from bitwright.sim.execution import Execution
@@ -190,14 +190,16 @@ def execute_program(
         "accuracy": float((predictions(program, golden) == test.labels).mean()),
         "cycles": sum(run.cycles for run in golden),
         "cycles_per_image": sum(run.cycles for run in golden) / len(test.images),
-        "seconds": seconds,
         "golden_seconds": seconds,
+        "seconds": seconds,
         "layers": _layer_counters(golden),
     }
     if backend != "golden":
         started = time.perf_counter()
-        executed = simulate(program, test.images, backend, trace, vcd)
-        result["seconds"] = time.perf_counter() - started
+        machine = rtl_backend(backend, program.spec, vcd)
+        built = time.perf_counter()
+        executed = machine.run(program, test.images, trace)
+        result |= {"build_seconds": built - started, "seconds": time.perf_counter() - built}
         result |= _differences(golden, executed)
     return result
 
@@ -302,32 +304,40 @@ def _candidates(
     run: Run, program: Program, found: dict[str, Any], trace: Sequence[dict[str, Any]], table: EnergyTable
 ) -> list[Candidate]:
     """Every assignment of bits whose accuracy is known, with its predicted energy."""
-    in_shape = _in_shape(run)
+    in_shape, float_network = _in_shape(run), load_model(run.folder)
 
-    network_in_float = load_model(run.folder)
-
-    def candidate(label: str, kind: Any, assignment: Assignment, accuracy: float) -> Candidate:
+    def candidate(label: str, kind: Any, assignment: Assignment, accuracy: float) -> Iterator[Candidate]:
         filled: Assignment = {
             name: {which: bits or 8 for which, bits in entry.items()} for name, entry in assignment.items()
         }
-        network = assemble(network_in_float, filled, run.config.search)
-        shapes = layer_shapes(network, in_shape)
-        energy = estimate_plan(plan(shapes, program.spec, input_bits=_input_bits(network), batch=program.batch), table)
-        bits = {name: (entry["weight"], entry["input"]) for name, entry in assignment.items()}
-        cycles = energy.activity.cycles / energy.activity.images
-        return Candidate(label, kind, bits, accuracy, energy.uj_per_image, cycles)
-
-    tried = [
-        candidate(
-            f"{entry['layer']}: {entry['which']} {entry['bits']}", "tried", entry["assignment"], entry["accuracy"]
+        planned = _largest_plan(
+            assemble(float_network, filled, run.config.search), program.spec, in_shape, program.batch
         )
-        for entry in trace
-    ]
-    uniform = [
-        candidate(f"{entry['bits']} bits", "uniform", entry["assignment"], entry["validation_accuracy"])
-        for entry in found["uniform"]
-    ]
-    return [*tried, *uniform, candidate("search result", "searched", found["bits"], found["validation_accuracy"])]
+        if planned is not None:  # more bits may need more memory than this array has
+            energy = estimate_plan(planned, table)
+            bits = {name: (entry["weight"], entry["input"]) for name, entry in assignment.items()}
+            cycles = energy.activity.cycles / energy.activity.images
+            yield Candidate(label, kind, bits, accuracy, energy.uj_per_image, cycles)
+
+    candidates: list[Candidate] = []
+    for entry in trace:
+        label = f"{entry['layer']}: {entry['which']} {entry['bits']}"
+        candidates += candidate(label, "tried", entry["assignment"], entry["accuracy"])
+    for entry in found["uniform"]:
+        candidates += candidate(f"{entry['bits']} bits", "uniform", entry["assignment"], entry["validation_accuracy"])
+    candidates += candidate("search result", "searched", found["bits"], found["validation_accuracy"])
+    return candidates
+
+
+def _largest_plan(network: nn.Module, spec: ArraySpec, in_shape: tuple[int, int, int], batch: int) -> Plan | None:
+    """Plan of a network for the largest batch up to ``batch`` that fits, or None."""
+    shapes, input_bits = layer_shapes(network, in_shape), _input_bits(network)
+    for images in range(batch, 0, -1):
+        try:
+            return plan(shapes, spec, input_bits=input_bits, batch=images)
+        except BitwrightError:
+            continue
+    return None
 
 
 def _recorded(path: Path, program: Program) -> Verification:
