@@ -191,7 +191,7 @@ def test_searching_needs_a_trained_float_run(run, tmp_path):
     with pytest.raises(BitwrightError, match="not a run directory"):
         search(tmp_path / "nothing")
     Run.create(tmp_path / "untrained", parse_config(TEXT))
-    with pytest.raises(BitwrightError, match="train into it first"):
+    with pytest.raises(BitwrightError, match="has no finished training"):
         search(tmp_path / "untrained")
     folder = run(max_bits=1)
     with pytest.raises(BitwrightError, match="allows 1 to 1 bits, but the method of the weight bits offers 2 to 8"):

@@ -207,6 +207,8 @@ class _Search:
     def __init__(self, run: Run, images: Images) -> None:
         if run.config.quantize is not None:
             raise BitwrightError(f"{run.folder} was trained with quantizers; search a float run (without [quantize]).")
+        if "training" not in run.manifest():
+            raise BitwrightError(f"{run.folder} has no finished training; let bitwright train finish it first.")
         self._run, self._images, self._settings = run, images, run.config.search
         self._device = pick_device(run.config.train.device)
         self.network = load_model(run.folder).to(self._device)
