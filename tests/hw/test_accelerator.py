@@ -51,18 +51,18 @@ def test_tiny_programs_are_exact(name, zero_skip):
 
 def seconds(case):
     """Whether the simulation of a case takes no longer."""
-    return sum(run.cycles for run in golden.execute(*case)) < 2500
+    return sum(run.cycles for run in golden.execute(*case)) < 1200
 
 
 @given(programs().filter(seconds))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_any_program_is_exact(case):
     assert_exact(*case)
 
 
 @pytest.mark.slow
 @given(programs().filter(seconds))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_any_of_many_programs_is_exact(case):
     assert_exact(*case)
 
@@ -162,6 +162,27 @@ def test_a_run_may_be_stopped_at_any_time(after):
                 await ctx.tick()
             assert await machine.register(Register.STATUS) == 0
             assert await machine.run(program, images) == predicted(program, images)
+
+    drive(dut, bench)
+
+
+@pytest.mark.xfail(strict=True, reason="one more cycle is counted after a stop, and an end in it is reported")
+def test_a_stop_leaves_all_registers_clear():
+    program, [images, *_] = small()
+    _, cycles = predicted(program, images)
+    dut = Accelerator(program.spec)
+
+    async def bench(ctx):
+        machine = Machine(ctx, dut)
+        await machine.load(program.host_writes())
+        for after in (50, *range(cycles - 3, cycles + 3)):
+            await machine.load(program.image_writes(images))
+            await machine.control(START)
+            await ctx.tick().repeat(after)
+            await machine.control(STOP)
+            await ctx.tick().repeat(2)
+            for register in (Register.STATUS, Register.ERROR, Register.CYCLES, Register.BUSY):
+                assert await machine.register(register) == 0, (after, register)
 
     drive(dut, bench)
 
