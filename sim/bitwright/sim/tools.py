@@ -61,11 +61,13 @@ def _package(package: str, purpose: str, remedy: str, distribution: str | None =
 
 def _program(name: str, purpose: str, remedy: str, *arguments: str) -> Tool:
     path = shutil.which(name)
-    version = ""
-    if path is not None:
-        shown = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)  # noqa: S603
-        version = (shown.stdout or shown.stderr).strip().splitlines()[0] if shown.stdout or shown.stderr else ""
-    return Tool(name, purpose, remedy, Path(path) if path else None, version)
+    if path is None:
+        return Tool(name, purpose, remedy, None, "")
+    shown = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)  # noqa: S603
+    lines = (shown.stdout or shown.stderr).strip().splitlines()
+    if shown.returncode or not lines:  # a stub, or a broken installation
+        return Tool(name, purpose, remedy, None, "")
+    return Tool(name, purpose, remedy, Path(path), lines[0])
 
 
 def verilator() -> Tool:

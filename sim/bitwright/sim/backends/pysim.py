@@ -1,7 +1,7 @@
 """Back end: Amaranth's own simulator. Needs nothing; for tiny arrays."""
 
-from collections.abc import Collection, Iterable
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy.typing as npt
 from amaranth.sim import Simulator
 
 from bitwright.hw.accelerator import Accelerator
-from bitwright.hw.errors import BitwrightError
+from bitwright.hw.files import replacing
 from bitwright.hw.isa import ArraySpec
 from bitwright.hw.program import Program
-from bitwright.sim.backends import recorder
+from bitwright.sim.backends.commands import END, LAYER_DONE, LAYER_START, LAYER_WRITE, READ, WRITE, decode, encode
+from bitwright.sim.backends.recorder import PROBED
 from bitwright.sim.execution import Execution
 
 _PERIOD = 1e-8  # s
@@ -39,60 +40,74 @@ class PysimBackend:
     def run(self, program: Program, images: npt.NDArray[np.uint8], trace: Collection[int] = ()) -> list[Execution]:
         """Run images, a batch at a time. See :meth:`bitwright.sim.backends.verilator.VerilatorBackend.run`."""
         machine = Accelerator(self.spec)
-        executions: list[Execution] = []
-        limit = recorder.cycle_limit(program)
+        commands = encode(program, images, trace).tolist()
+        records: list[int] = []
 
         async def testbench(ctx: Any) -> None:
-            await _write(ctx, machine, program.host_writes())
-            for first in range(0, len(images), program.batch):
-                batch = images[first : first + program.batch]
-                await _write(ctx, machine, [*program.image_writes(batch), recorder.start_write(program)])
-                record = recorder.Recorder(program, trace)
-                await _watch(ctx, machine, record, limit)
-                words = [await _read(ctx, machine, address) for address in recorder.read_addresses(program)]
-                registers, results = recorder.split_read(np.array(words, np.uint32))
-                executions.append(record.execution(len(batch), results, registers))
+            bench = _Bench(ctx, machine, records)
+            await bench.execute(iter(commands))
 
         simulator = Simulator(machine)
         simulator.add_clock(_PERIOD)
         simulator.add_testbench(testbench)
-        with simulator.write_vcd(str(self.vcd)) if self.vcd else nullcontext():
+        with ExitStack() as stack:
+            if self.vcd is not None:
+                stack.enter_context(simulator.write_vcd(str(stack.enter_context(replacing(self.vcd)))))
             simulator.run()
-        return executions
+        return decode(program, images, trace, np.array(records, np.uint32))
 
 
-async def _write(ctx: Any, machine: Any, writes: Iterable[tuple[int, int]]) -> None:
-    ctx.set(machine.host.write, 1)
-    for address, data in writes:
-        ctx.set(machine.host.address, address)
-        ctx.set(machine.host.write_data, data)
-        await ctx.tick()
-    ctx.set(machine.host.write, 0)
+class _Bench:
+    """Executes commands and keeps records, as ``harness.cpp`` does."""
 
+    def __init__(self, ctx: Any, machine: Any, records: list[int]) -> None:
+        self.ctx, self.host, self.probe, self.interrupt = ctx, machine.host, machine.probe, machine.interrupt
+        self.records = records
 
-async def _read(ctx: Any, machine: Any, address: int) -> int:
-    ctx.set(machine.host.address, address)
-    ctx.set(machine.host.read, 1)
-    await ctx.tick()
-    ctx.set(machine.host.read, 0)
-    while not ctx.get(machine.host.read_valid):
-        await ctx.tick()
-    return ctx.get(machine.host.read_data)
+    async def execute(self, words: Iterator[int]) -> None:
+        for kind in words:
+            if kind == WRITE:
+                await self._write(next(words), next(words))
+            elif kind == READ:
+                await self._read(next(words))
+            else:
+                limit, count = next(words), next(words)
+                if not await self._run(limit, {next(words) for _ in range(count)}):
+                    return
 
+    async def _write(self, address: int, data: int) -> None:
+        self.ctx.set(self.host.address, address)
+        self.ctx.set(self.host.write_data, data)
+        self.ctx.set(self.host.write, 1)
+        await self.ctx.tick()
+        self.ctx.set(self.host.write, 0)
 
-async def _watch(ctx: Any, machine: Any, record: recorder.Recorder, limit: int) -> None:
-    probe, spec = machine.probe, machine.spec
-    for _ in range(limit):
-        await ctx.tick()
-        cycle, layer = ctx.get(probe.cycle), ctx.get(probe.layer)
-        if ctx.get(probe.layer_start):
-            record.layer_start(layer, cycle)
-        if ctx.get(probe.write):
-            raw = ctx.get(probe.write_raw)
-            data = recorder.probed_data(spec, ctx.get(probe.write_data), raw=bool(raw))
-            record.write(layer, (cycle, raw, ctx.get(probe.write_address), ctx.get(probe.write_slot), data))
-        if ctx.get(probe.layer_done):
-            record.layer_done(layer, cycle, [ctx.get(getattr(probe, name)) for name in recorder.PROBED])
-        if ctx.get(machine.interrupt):
-            return
-    raise BitwrightError(recorder.hung(record.program))
+    async def _read(self, address: int) -> None:
+        self.ctx.set(self.host.address, address)
+        self.ctx.set(self.host.read, 1)
+        await self.ctx.tick()
+        self.ctx.set(self.host.read, 0)
+        while not self.ctx.get(self.host.read_valid):
+            await self.ctx.tick()
+        self.records.append(self.ctx.get(self.host.read_data))
+
+    async def _run(self, limit: int, traced: set[int]) -> bool:
+        get, probe = self.ctx.get, self.probe
+        for _ in range(limit):
+            await self.ctx.tick()
+            if get(probe.layer_start):
+                self._record(LAYER_START, "layer", "cycle")
+            if get(probe.write) and get(probe.layer) in traced:
+                self._record(LAYER_WRITE, "layer", "cycle", "write_raw", "write_address", "write_slot")
+                data = get(probe.write_data)
+                self.records += [data & 0xFFFFFFFF, data >> 32]
+            if get(probe.layer_done):
+                self._record(LAYER_DONE, "layer", "cycle", *PROBED)
+            if get(self.interrupt):
+                self.records += [END, 0]
+                return True
+        self.records += [END, 1]
+        return False
+
+    def _record(self, kind: int, *names: str) -> None:
+        self.records += [kind, *(self.ctx.get(getattr(self.probe, name)) for name in names)]
