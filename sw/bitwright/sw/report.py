@@ -419,7 +419,8 @@ def _energy_axis(domain: tuple[float, float]) -> "altair.X":
     if domain[1] / domain[0] > 8:
         title = "energy per image, µJ (predicted, logarithmic)"
         return altair.X("energy:Q", title=title).scale(type="log", domain=domain).axis(format="~g", tickCount=8)
-    return altair.X("energy:Q", title="energy per image, µJ (predicted)").scale(domain=domain).axis(format="~g")
+    axis = altair.X("energy:Q", title="energy per image, µJ (predicted)")
+    return axis.scale(domain=domain).axis(format="~g", tickCount=10)
 
 
 def _front_chart(run: RunReport) -> "altair.TopLevelMixin":

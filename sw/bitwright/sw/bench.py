@@ -1,0 +1,339 @@
+"""``make bench``: what is measured, printed, written to ``build/bench.json`` and filled into ``docs/performance.md``.
+
+Times depend on the machine and on what else it does; where a number to reach is a ratio, both sides are measured here.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bitwright.hw.errors import BitwrightError
+from bitwright.hw.files import replacing
+from bitwright.hw.isa import ArraySpec, preset
+from bitwright.hw.plan import LayerShape, Plan, plan
+from bitwright.hw.program import Program
+from bitwright.sim.backends import backend
+from bitwright.sim.energy import Activity, plan_activity
+from bitwright.sim.golden import execute
+from bitwright.sw import models
+from bitwright.sw.config import parse_config
+from bitwright.sw.lowering import lower
+from bitwright.sw.quantize import Recipe, calibrate, quantize
+from bitwright.sw.runs import read_json, write_json
+from bitwright.sw.search import search
+from bitwright.sw.training import descend, train
+
+ROOMY = ArraySpec(
+    rows=8,
+    columns=8,
+    lanes=64,
+    activation_depth=1 << 16,
+    weight_depth=1 << 16,
+    threshold_depth=1 << 14,
+    descriptor_depth=1 << 12,
+    result_depth=1 << 12,
+    window_words_max=1 << 10,
+    row_tiles_max=1 << 8,
+)
+"""8 × 8 × 64 with memories for any network measured here."""
+
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number.
+
+    Attributes
+    ----------
+    reach
+        What to reach, such as ``<= 1.05``; None where nothing is asked.
+    baseline
+        What it is compared with.
+    """
+
+    name: str
+    value: float
+    unit: str
+    reach: str | None = None
+    baseline: str | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the value reaches what is asked."""
+        if self.reach is None:
+            return None
+        sign, limit = self.reach.split()
+        return self.value <= float(limit) if sign == "<=" else self.value >= float(limit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self) | {"met": self.met}
+
+
+def seconds(function: Callable[[], object], repeats: int = 3) -> float:
+    """Shortest time of a call, over some repeats."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+def network_program(name: str, bits: int, in_shape: tuple[int, int, int], spec: ArraySpec, batch: int) -> Program:
+    """Program of a network with fresh weights: speed and cycles without zero skip do not depend on them."""
+    torch.manual_seed(0)
+    activation = "hardtanh" if bits == 1 else "relu"
+    method = "dorefa" if bits > 1 else "sign"
+    recipe = Recipe(weights=method, activations=method, weight_bits=bits, activation_bits=bits)
+    network = quantize(models.build(name, in_shape, 10, activation=activation), recipe)
+    calibrate(network, torch.randint(0, 256, (32, *in_shape)).float())
+    return lower(network, spec, in_shape, batch=batch)
+
+
+def random_images(program: Program, count: int) -> np.ndarray:
+    """Random pixels."""
+    image = program.input
+    return np.random.default_rng(0).integers(0, 256, (count, image.channels, image.height, image.width), np.uint8)
+
+
+def granularity_bound(planned: Plan | Program) -> float:
+    """Cycles of a run if only whole row tiles, pixel groups and words cost: the bound that no schedule beats."""
+    spec = planned.spec
+    total = 0
+    for info in planned.layers:
+        channels, height, width = info.conv_shape
+        tiles, groups = math.ceil(channels / spec.rows), math.ceil(height * width * planned.batch / spec.columns)
+        total += tiles * groups * math.ceil(info.fan_in / spec.lanes) * info.weight_planes * info.input_planes
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measurements
+
+
+def simulation() -> Iterator[Measurement]:
+    """Speed of the golden model and of the RTL back ends."""
+    digits = network_program("digits_cnn", 3, (1, 8, 8), preset("demo"), 2)
+    images = random_images(digits, 1000)
+    golden = seconds(lambda: execute(digits, images)) / len(images)
+    yield Measurement("golden model, digits_cnn W3/A3, values and cycles", 1 / golden, "images/s")
+    lenet = network_program("lenet5", 2, (1, 28, 28), dataclasses.replace(ROOMY, zero_skip="skip"), 8)
+    images = random_images(lenet, 200)
+    yield Measurement(
+        "golden model, lenet5 W2/A2, values and cycles",
+        len(images) / seconds(lambda: execute(lenet, images)),
+        "images/s",
+    )
+    yield Measurement(
+        "golden model, lenet5 W2/A2, values only",
+        len(images) / seconds(lambda: execute(lenet, images, cycles=False)),
+        "images/s",
+    )
+    for name, count in (("verilator", 200), ("cocotb", 2), ("pysim", 2)):
+        try:
+            machine = backend(name, digits.spec)
+        except BitwrightError as error:
+            sys.stderr.write(f"bench: {name} left out: {error}\n")
+            continue
+        images = random_images(digits, count)
+        started = time.perf_counter()
+        cycles = sum(run.cycles for run in machine.run(digits, images))
+        elapsed = time.perf_counter() - started
+        yield Measurement(f"{name}, digits_cnn on 8 × 8 × 64, loading included", cycles / elapsed, "cycles/s")
+        if name == "verilator":
+            ratio = elapsed / count / golden
+            yield Measurement("golden model against Verilator, digits_cnn", ratio, "×", ">= 100", "verilator")
+
+
+def utilization() -> Iterator[Measurement]:
+    """Cycles against the granularity bound, and utilization of every layer, without zero skip."""
+    for name, in_shape, bits in (("lenet5", (1, 28, 28), 2), ("cnv", (3, 32, 32), 1)):
+        program = network_program(name, bits, in_shape, ROOMY, 8)
+        work = plan_activity_of(program)
+        label = f"{name} W{bits}/A{bits}, 8 × 8 × 64, batch 8"
+        yield Measurement(
+            f"cycles, {label}", work.cycles / granularity_bound(program), "× the bound", "<= 1.05", "granularity bound"
+        )
+        products = ROOMY.rows * ROOMY.columns * ROOMY.lanes
+        for layer in work.layers:
+            info = layer.info
+            needed = info.macs * info.weight_planes * info.input_planes * work.images
+            share = 100 * needed / layer.counters["cycles"] / products
+            yield Measurement(f"utilization, {label}, {info.name}", share, "%")
+
+
+def plan_activity_of(program: Program) -> Activity:
+    """Predicted activity of a Program, which is that of its plan where no word is skipped."""
+    return plan_activity(
+        Plan(program.spec, program.batch, program.input, program.layers, program.parsed, program.weights.shape[1], 0)
+    )
+
+
+def precision() -> Iterator[Measurement]:
+    """Cycles of one layer that fills the array, against the product of its bits."""
+    each = []
+    for weight_bits in (1, 2, 4, 8):
+        for input_bits in (1, 2, 4, 8):
+            filling = LayerShape(
+                name="conv",
+                kind="conv",
+                in_shape=(64, 18, 18),
+                out_channels=64,
+                kernel=(3, 3),
+                weight_bits=weight_bits,
+                output_planes=1,
+            )
+            last = LayerShape(name="fc", kind="linear", in_shape=filling.out_shape, out_channels=1)
+            work = plan_activity(plan([filling, last], ROOMY, input_bits=input_bits, batch=8))
+            cycles = work.layers[0].counters["cycles"]
+            each.append(cycles / (weight_bits * input_bits))
+    worst = 100 * (max(each) / min(each) - 1)
+    yield Measurement("cycles per bit product, 64 × 16 × 16 outputs, batch 8, 1..8 bits: spread", worst, "%", "<= 2")
+
+
+def zero_skip(folder: Path) -> Iterator[Measurement]:
+    """What skipping words of zeros saves on the demo's network and images, against the share of words it may skip."""
+    from bitwright.sw.commands import compile_run, images_for
+
+    totals = {}
+    for mode in ("gate", "skip"):
+        program = compile_run(folder, array=dataclasses.replace(preset("demo"), zero_skip=mode), batch=1)
+        runs = execute(program, images_for(program, None).images)
+        totals[mode] = {name: sum(run.counters[name] for run in runs) for name in ("cycles", "busy", "skipped")}
+    skippable = totals["skip"]["skipped"] / (totals["gate"]["busy"] or 1)
+    saved = 1 - totals["skip"]["cycles"] / totals["gate"]["cycles"]
+    yield Measurement("words that are zero in all columns, digits, batch 1", 100 * skippable, "%")
+    yield Measurement(
+        "cycles saved by zero skip, of the skippable words", 100 * saved / skippable, "%", ">= 80", "zero_skip = gate"
+    )
+
+
+def training() -> Iterator[Measurement]:
+    """Time of a training step with quantizers against the same step in float."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    pixels, labels = torch.randint(0, 256, (64, 1, 28, 28)).float(), torch.randint(0, 10, (64,))
+    times = {}
+    for name, bits in (("float", None), ("dorefa W2/A2", 2)):
+        recipe = Recipe(weights="dorefa", activations="dorefa", weight_bits=bits, activation_bits=bits)
+        network = quantize(models.build("lenet5", (1, 28, 28), 10), recipe).train()
+        optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+        step: Callable[[], object] = lambda n=network, o=optimizer: descend(n, o, pixels, labels)  # noqa: E731
+        step()
+        times[name] = statistics.median(seconds(step, 1) for _ in range(7))
+        yield Measurement(f"training step, lenet5, 64 images, {name}, 1 thread", 1e3 * times[name], "ms")
+    ratio = times["dorefa W2/A2"] / times["float"]
+    yield Measurement("training step with quantizers against float", ratio, "×", "<= 1.3", "float")
+
+
+def searching() -> Iterator[Measurement]:
+    """Layer evaluations that the search saves against evaluating the whole network for each candidate."""
+    config = parse_config(
+        '[data]\nname = "digits"\n[model]\nname = "mlp"\n[model.options]\nhidden = [64, 48, 48, 32, 32, 32]\n'
+        "[train]\nepochs = 15\nthreads = 1\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, Path(folder) / "run", progress=False)
+        found = search(Path(folder) / "run", progress=False)
+    ratio = found.whole_network_layer_evaluations / found.layer_evaluations
+    yield Measurement("layer evaluations saved by the search, mlp of 7 layers", ratio, "×", ">= 3", "whole network")
+
+
+def demo_steps(summary: Path) -> Iterator[Measurement]:
+    """Time of each step of the last demo."""
+    if summary.is_file():
+        for name, value in read_json(summary)["seconds"].items():
+            yield Measurement(f"demo, {name}", value, "s")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output
+
+
+def page(measurements: Sequence[Measurement]) -> str:
+    """Markdown of the generated part of the performance page."""
+    lines = [
+        f"Python {platform.python_version()}, PyTorch {torch.__version__}, {os.cpu_count()} cores, {_processor()}.",
+        "",
+        "| what | value | unit | to reach | met |",
+        "|---|--:|---|---|---|",
+    ]
+    for each in measurements:
+        met = "" if each.met is None else "yes" if each.met else "**no**"
+        lines.append(f"| {each.name} | {_shown(each.value)} | {each.unit} | {each.reach or ''} | {met} |")
+    return "\n".join(lines)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if names:
+            return names[0]
+    return platform.machine()
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def fill_page(path: Path, text: str) -> None:
+    """Replace what lies between the marks of a page."""
+    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    with replacing(path) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> int:
+    """Measure everything, print it and write it."""
+    console = Console()
+    build = Path("build")
+    groups: list[Callable[[], Iterator[Measurement]]] = [simulation, utilization, precision, training, searching]
+    if (build / "demo" / "digits").is_dir():
+        groups.append(lambda: zero_skip(build / "demo" / "digits"))
+    groups.append(lambda: demo_steps(build / "demo" / "summary.json"))
+    measurements: list[Measurement] = []
+    table = Table("what", "value", "unit", "to reach", "met")
+    try:
+        for group in groups:
+            for each in group():
+                measurements.append(each)
+                met = "" if each.met is None else "[green]yes[/]" if each.met else "[red]no[/]"
+                table.add_row(each.name, _shown(each.value), each.unit, each.reach or "", met)
+                console.print(f"[dim]{each.name}: {_shown(each.value)} {each.unit}[/]", highlight=False)
+    except BitwrightError as error:
+        sys.stderr.write(f"bench: {error}\n")
+        return 2
+    console.print(table)
+    write_json(build / "bench.json", [each.to_dict() for each in measurements])
+    performance = Path("docs/performance.md")
+    if performance.is_file():
+        fill_page(performance, page(measurements))
+    console.print(json.dumps({"written": [str(build / "bench.json"), str(performance)]}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
