@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from mutations import CAUGHT, MUTATIONS, SURVIVED
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +17,7 @@ def run_tiny_programs(hardware: Path) -> subprocess.CompletedProcess[str]:
     """Compare tiny programs on the hardware package in a folder, in a process of its own."""
     paths = [hardware, ROOT / "sim", ROOT / "tests"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
-    script = ROOT / "tests" / "system" / "mutations.py"
+    script = ROOT / "tests" / "mutations.py"
     return subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 SURVIVED, CAUGHT = 0, 10
 """Exit codes of the script; any other one is a crash."""
 
-PACKAGE = Path(__file__).parents[2] / "hw" / "bitwright" / "hw"
+PACKAGE = Path(__file__).parents[1] / "hw" / "bitwright" / "hw"
 
 
 @dataclass(frozen=True)
