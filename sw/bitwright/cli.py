@@ -9,7 +9,8 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bitwright.hw.errors import BitwrightError
@@ -125,8 +127,10 @@ def compile_command(
     _use_data(data)
     from bitwright.sw.commands import compile_run
 
-    program = compile_run(run, array=None if array is None else load_array(array), batch=batch, bits=bits)
-    program.save(output)
+    spec = None if array is None else load_array(array)
+    with _working(f"compiling {run}"):
+        program = compile_run(run, array=spec, batch=batch, bits=bits)
+        program.save(output)
     layers = [
         {
             "name": info.name,
@@ -172,7 +176,9 @@ def verilog(
     """Write an accelerator as Verilog, with a JSON description of its ports, registers and memories."""
     from bitwright.hw.verilog import write
 
-    files = write(load_array(array), output)
+    spec = load_array(array)
+    with _working(f"writing Verilog to {output}"):
+        files = write(spec, output)
     _show({"files": [str(path) for path in files]}, as_json, lambda: _pairs([("written", str(path)) for path in files]))
 
 
@@ -193,7 +199,9 @@ def simulate(
     from bitwright.sw.commands import execute_program
     from bitwright.sw.runs import write_json
 
-    result = execute_program(Program.load(program), images, backend.value, trace or [], vcd)
+    loaded = Program.load(program)
+    with _working(f"executing {images} images, {backend.value}"):
+        result = execute_program(loaded, images, backend.value, trace or [], vcd)
     if record is not None:
         write_json(record, result)
 
@@ -240,7 +248,9 @@ def energy(
     from bitwright.hw.program import Program
     from bitwright.sw.commands import program_energy
 
-    report = program_energy(Program.load(program), images, energies)
+    loaded = Program.load(program)
+    with _working(f"counting events of {images} images"):
+        report = program_energy(loaded, images, energies)
     _show(report.to_dict(), as_json, lambda: _energy_tables(report))
 
 
@@ -267,7 +277,8 @@ def report(
 
     if simulation and len(runs) > 1:
         raise BitwrightError(f"A recorded simulation is of one run, found {len(runs)} runs; report on one at a time.")
-    page = render([run_report(run, energies, images=images, simulations=simulation or []) for run in runs])
+    with _working("executing and drawing"):
+        page = render([run_report(run, energies, images=images, simulations=simulation or []) for run in runs])
     with replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     _show({"output": str(output), "bytes": len(page)}, as_json, lambda: _pairs([("written", str(output))]))
@@ -322,6 +333,15 @@ def _use_data(folder: Path | None) -> None:
     os.environ["BITWRIGHT_DATA"] = str(folder)
 
 
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """Show what takes its time, and for how long already, where standard error is a terminal."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        progress.add_task(what, total=None)
+        yield
+
+
 def _show(value: Any, as_json: bool, tables: Callable[[], Iterable[Table]]) -> None:
     if as_json:
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -373,12 +393,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         # Typer returns the code of an exit, and None where a command simply ends.
         code = app(args=arguments, prog_name="bitwright", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:
+            _say("Stopped, and nothing half-written is left; run the same command again.")
         return code if isinstance(code, int) else 0
     except BitwrightError as error:
         _say(str(error))
         return EXIT_INTERRUPTED if type(error).__name__ == "Interrupted" else EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of the output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

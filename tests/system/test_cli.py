@@ -311,3 +311,15 @@ def test_ctrl_c_in_training_and_how_to_go_on(tmp_path):
     assert err.count("\n") == 1
     assert "run the same command to go on" in err
     assert not list((tmp_path / "run").rglob(".*"))
+
+
+def test_ctrl_c_says_that_nothing_is_left(work, capsys, monkeypatch):
+    from bitwright.sw import commands
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "execute_program", stopped)
+    code, _, err = bitwright(capsys, "simulate", work / "net.bw")
+    assert code == 130
+    assert err == "bitwright: Stopped, and nothing half-written is left; run the same command again.\n"
