@@ -390,7 +390,8 @@ def _front_rows(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             "cycles": candidate.cycles_per_image,
             "size": {"searched": 190, "uniform": 85, "tried": 42}[candidate.kind],
         }
-        | {f"bits {layer}": _bits_text(*bits) for layer, bits in candidate.bits.items()}
+        # By number: Vega-Lite reads a dot in a field's name as a path.
+        | {f"bits{index}": _bits_text(*bits) for index, bits in enumerate(candidate.bits.values())}
         for candidate in candidates
     ]
 
@@ -436,7 +437,7 @@ def _front_chart(run: RunReport) -> "altair.TopLevelMixin":
         altair.Tooltip("accuracy:Q", format=".2%"),
         altair.Tooltip("energy:Q", title="energy, µJ", format=".4~g"),
         altair.Tooltip("cycles:Q", title="cycles", format=",.0f"),
-        *(altair.Tooltip(f"bits {layer}:N", title=layer) for layer in run.candidates[0].bits),
+        *(altair.Tooltip(f"bits{index}:N", title=layer) for index, layer in enumerate(run.candidates[0].bits)),
     ]
     line = (
         altair.Chart(altair.Data(values=_front_rows(pareto(run.candidates))))
