@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-EXTRAS := verify,report
+EXTRAS := verify,report,download
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -40,10 +40,10 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m bitwright.sw.demo build/demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --hypothesis-profile=ci -m "not slow"
 
 test-all: $(VENV)/.ready
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --hypothesis-profile=ci
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m bitwright.sw.bench
