@@ -55,7 +55,7 @@ def seconds(case):
 
 
 @given(programs().filter(seconds))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_program_is_exact(case):
     assert_exact(*case)
 
@@ -166,7 +166,6 @@ def test_a_run_may_be_stopped_at_any_time(after):
     drive(dut, bench)
 
 
-@pytest.mark.xfail(strict=True, reason="one more cycle is counted after a stop, and an end in it is reported")
 def test_a_stop_leaves_all_registers_clear():
     program, [images, *_] = small()
     _, cycles = predicted(program, images)
@@ -293,7 +292,7 @@ def predicted_stop(words: np.ndarray, array: ArraySpec) -> Stop:
 
 
 @given(data=st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_corrupt_descriptors_stop_with_the_error_and_change_nothing_else(data):
     program, [images, *_] = small(data.draw(st.sampled_from(["off", "skip"])))
     masks = st.one_of(st.integers(0, 31).map(lambda bit: 1 << bit), st.integers(1, 2**32 - 1))
@@ -341,7 +340,6 @@ def test_corrupt_descriptors_stop_with_the_error_and_change_nothing_else(data):
         ({"kernel_height": 40}, ErrorCode.WINDOW),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="the register is cleared with the machine, and reads 0")
 def test_the_layer_register_names_the_layer_with_the_error(changes, code):
     program, [images, *_] = small()
     dut = Accelerator(program.spec)

@@ -277,8 +277,8 @@ def test_an_error_is_kept_and_clears_the_machine():
         assert await bus.register(Register.ERROR) == ErrorCode.FIELD | 17 << 16
         assert await bus.register(Register.STATUS) == 0b110
         await bus.control(STOP)
-        await ctx.tick()
         assert ctx.get(dut.clear)
+        await ctx.tick()
         assert await bus.register(Register.ERROR) == 0
         assert await bus.register(Register.STATUS) == 0
 

@@ -187,22 +187,26 @@ class HostPort(wiring.Component):
 
         # Control, status and counters.
         control = write & (region == Region.REGISTERS) & (address[: derived.region_width] == Register.CONTROL)
-        starting, done = Signal(), Signal()
+        starting, stopping, failed, done = Signal(), Signal(), Signal(), Signal()
         error, error_field = Signal(3), Signal(8)
+        layer = Signal(16)
         m.d.comb += [
-            starting.eq(control & value[0] & ~self.busy),
+            stopping.eq(control & value[1]),
+            starting.eq(control & value[0] & ~stopping & ~self.busy),
+            self.clear.eq(starting | stopping | failed),
             self.interrupt.eq(done),
         ]
-        stopping = Signal()
         m.d.sync += [
             self.start.eq(starting),
-            stopping.eq((self.finished & (self.error != ErrorCode.NONE)) | (control & value[1])),
+            failed.eq(self.finished & (self.error != ErrorCode.NONE)),
         ]
-        m.d.comb += self.clear.eq(starting | stopping)
+        # The sequencer forgets its layer when it is cleared; the register keeps it until the next start or stop.
+        with m.If(self.busy):
+            m.d.sync += layer.eq(self.layer_index)
         for name in COUNTERS:
             m.d.comb += self.totals[name].eq(self.counters[name] + self.events[name])
-        with m.If(starting | (control & value[1])):
-            m.d.sync += [self.counters.eq(0), done.eq(0), error.eq(ErrorCode.NONE), error_field.eq(0)]
+        with m.If(starting | stopping):
+            m.d.sync += [self.counters.eq(0), done.eq(0), error.eq(ErrorCode.NONE), error_field.eq(0), layer.eq(0)]
         with m.Else():
             m.d.sync += self.counters.eq(self.totals)
             with m.If(self.finished):
@@ -225,7 +229,7 @@ class HostPort(wiring.Component):
             Register.SPEC: spec.fingerprint,
             Register.STATUS: Cat(self.busy, done, error != ErrorCode.NONE),
             Register.ERROR: Cat(error, Signal(13, name="error_reserved"), error_field),
-            Register.LAYER: self.layer_index,
+            Register.LAYER: layer,
         }
         first_counter = Register.CYCLES
         for index, name in enumerate(COUNTERS):
