@@ -70,7 +70,10 @@ class CocotbBackend:
         """Folder of the compiled simulator."""
         text = verilog(self.spec)
         version = (verilator() if self.simulator == "verilator" else icarus()).version
-        key = hashlib.sha256("\0".join([text, version, *BUILD_ARGUMENTS[self.simulator]]).encode()).hexdigest()[:24]
+        flags = self._environment.get("MAKEFLAGS", "")
+        key = hashlib.sha256("\0".join([text, version, flags, *BUILD_ARGUMENTS[self.simulator]]).encode()).hexdigest()[
+            :24
+        ]
         folder = cache_folder() / f"cocotb-{self.simulator}" / key
         if not folder.exists():
             with replacing(folder) as building:

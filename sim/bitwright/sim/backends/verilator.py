@@ -27,8 +27,6 @@ _HARNESS = files("bitwright.sim.backends").joinpath("harness.cpp")
 _FLAGS = (
     "-O3",
     "-fno-inline",  # one C++ function for all PEs: a quarter of the compiler's time, and no slower
-    "-MAKEFLAGS",
-    "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O1",  # -O2 compiles longer and gains nothing
     "-Wno-fatal",
     "-Wno-lint",
     "-Wno-style",
@@ -94,7 +92,9 @@ def build(spec: ArraySpec, *, trace: bool = False) -> Path:
     binary, environment = verilator().require(), verilator_environment()
     text, harness = verilog(spec), _HARNESS.read_text()
     options = [*_FLAGS, *(["--trace-vcd"] if trace else [])]
-    key = hashlib.sha256("\0".join([text, harness, verilator().version, *options]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(
+        "\0".join([text, harness, verilator().version, environment["MAKEFLAGS"], *options]).encode()
+    ).hexdigest()[:24]
     folder = cache_folder() / "verilator" / key
     if (folder / "simulator").exists():
         return folder / "simulator"
