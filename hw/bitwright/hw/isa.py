@@ -6,7 +6,8 @@ Memory layouts
 --------------
 Activations are stored as codes, one word of ``lanes`` bits for each plane::
 
-    address(image, y, x, word, plane) = base + plane * plane_stride + ((image * height + y) * width + x) * words + word
+    pixel = (image * height + y) * width + x
+    address(pixel, word, plane) = base + plane * plane_stride + pixel * words + word
 
 Within a pixel, channel ``c`` is bit ``c % channels_per_word`` of word ``c // channels_per_word``; a layer's output uses
 ``Derived.channels_per_word`` (whole row tiles), a network's input may use all ``lanes``. Each column of the array has
@@ -21,7 +22,7 @@ with the words of a window in the order kernel row, kernel column, word of the p
 Thresholds of output channel ``tile * rows + row`` lie in the bank of ``row``; a code of ``planes`` bits needs
 ``2**planes - 1`` of them::
 
-    address(tile, index) = base + tile * (2**planes - 1) + index - 1,    index = 1 .. 2**planes - 1
+    address(tile, index) = base + tile * (2**planes - 1) + index - 1    for index = 1 .. 2**planes - 1
 
 Arithmetic
 ----------
