@@ -1,7 +1,7 @@
 """``make demo``: the whole way from images to verified hardware, on handwritten digits, in one command.
 
-Trains, searches bits, compiles, emits Verilog, executes it on test images against the golden model, estimates energy and
-writes a report. A second run goes on from what the first one left.
+Trains, searches bits, compiles, emits Verilog, executes it on test images against the golden model, estimates energy
+and writes a report. A second run goes on from what the first one left.
 """
 
 import json
@@ -122,6 +122,7 @@ def demo(folder: Path, console: Console) -> dict[str, Any]:
 def _print(summary: dict[str, Any], console: Console) -> None:
     energy, seconds = summary["energy_uj_per_image"], summary["seconds"]
     differences = summary["value_mismatches"], summary["cycle_mismatches"], summary["other_mismatches"]
+    values, cycles, others = differences
     colour = "red" if any(differences) or summary["activation_mismatches"] else "green"
     bits = ", ".join(f"{name} W{each['weight']} A{each['input']}" for name, each in summary["bits"].items())
     table = Table(title="bitwright demo", show_header=False, title_justify="left", min_width=80)
@@ -137,7 +138,7 @@ def _print(summary: dict[str, Any], console: Console) -> None:
         ),
         (
             f"RTL against golden, {summary['images']} images",
-            f"[{colour}]{differences[0]} values, {differences[1]} cycles, {differences[2]} counters or writes differ[/]",
+            f"[{colour}]{values} values, {cycles} cycles, {others} counters or writes differ[/]",
         ),
         ("time", ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())),
         ("report", summary["files"]["report"]),
