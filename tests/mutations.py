@@ -52,7 +52,7 @@ class Mutation:
 
 MUTATIONS = (
     # Counting and accumulating.
-    Mutation("carry of a full adder", "popcount.py", "(a & b) | (c & (a ^ b))", "(a & b) | (c & a & b)"),
+    Mutation("carry of a full adder", "popcount.py", "named((a & b) | (half & c))", "named((a & b) | (a & c))"),
     Mutation("count of a full word", "popcount.py", "[: len(word).bit_length()]", "[: len(word).bit_length() - 1]"),
     Mutation("two's complement", "pe.py", "base + addend + control.negate", "base + addend"),
     Mutation("negate dropped", "pe.py", " ^ control.negate.replicate(self.width)", ""),
@@ -147,7 +147,7 @@ MUTATIONS = (
         "store.write_flag.eq(host.write_word.any())",
         "store.write_flag.eq(1)",
     ),
-    Mutation("invalid columns counted", "accelerator.py", "popcount(valid & ~active & ", "popcount(~active & "),
+    Mutation("invalid columns counted", "accelerator.py", "popcount(m, valid & ~active & ", "popcount(m, ~active & "),
     Mutation("word committed by its first chunk", "host.py", "(chunk == derived.chunks - 1)", "(chunk == 0)"),
     Mutation("counters not cleared", "host.py", "self.counters.eq(0), done.eq(0)", "done.eq(0)"),
     Mutation(

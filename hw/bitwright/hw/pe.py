@@ -54,7 +54,7 @@ class PopcountAccumulator(wiring.Component):
         m = Module()
         control = self.control
         count = Signal(range(self.lanes + 1))
-        m.d.sync += count.eq(popcount(self.word))
+        m.d.sync += count.eq(popcount(m, self.word))
 
         base = Signal(self.width)
         addend = Signal(self.width)

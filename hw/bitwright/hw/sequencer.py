@@ -96,7 +96,7 @@ class LayerSequencer(wiring.Component):
         m = Module()
         address_width = spec.derived.descriptor_address_width + 1
         pointer = Signal(address_width)  # one bit more than an address, to see the end of the memory
-        end = Signal(address_width + 1)
+        end = Signal(range((1 << address_width) + HEADER_WORDS + (1 << 16)))  # whatever `passes` says
         m.d.comb += end.eq(pointer + HEADER_WORDS + layer.passes)
 
         header = Signal(range(HEADER_WORDS + 1))
