@@ -421,7 +421,7 @@ REGISTER_HELP: dict[Register, tuple[str, str]] = {
     Register.STALLS: ("r", "cycles in which a tile's last operation waited for the previous drain"),
     Register.COMPUTED: ("r", "activation words computed, over all columns"),
     Register.GATED: ("r", "activation words held still in a column while others computed (zero words and padding)"),
-    Register.SKIPPED: ("r", "window words passed over without a cycle"),
+    Register.SKIPPED: ("r", "window words passed over, as they are zero in all columns"),
     Register.COMPARES: ("r", "threshold comparisons, of all rows at once"),
     Register.WRITES: ("r", "writes to activation memory (one plane of a row tile) and to result memory"),
 }
