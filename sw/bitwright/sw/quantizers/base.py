@@ -132,7 +132,10 @@ class WeightQuantizer(Quantizer):
 
     @abstractmethod
     def quantized(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Give integers, as floats of the weight's type and shape, and the scale, which broadcasts to that shape."""
+        """Give integers, as floats of the weight's type and shape, and the scale, which broadcasts to that shape.
+
+        ``weight`` is what :meth:`surrogate` makes of the real weight.
+        """
 
     def surrogate(self, weight: Tensor) -> Tensor:
         """Give the function whose derivative stands for the quantizer's; the identity unless the paper says else."""
@@ -144,8 +147,9 @@ class WeightQuantizer(Quantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize; backward, the gradient of :meth:`surrogate`."""
-        integers, scale = self.quantized(weight.detach())
-        return StraightThrough.apply(self.surrogate(weight), integers * scale, None)
+        surrogate = self.surrogate(weight)
+        integers, scale = self.quantized(surrogate.detach())
+        return StraightThrough.apply(surrogate, integers * scale, None)
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> WeightCodes:
@@ -154,7 +158,7 @@ class WeightQuantizer(Quantizer):
             raise BitwrightError(
                 "A weight is NaN or infinite, expected finite numbers; train with a lower learning rate."
             )
-        integers, scale = self.quantized(weight)
+        integers, scale = self.quantized(self.surrogate(weight))
         scale = scale.double().reshape(-1).expand(len(weight)).clone()
         return WeightCodes(integers.long(), scale, self.encoding, self.planes)
 

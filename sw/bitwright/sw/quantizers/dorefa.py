@@ -24,11 +24,11 @@ class DoReFaWeight(WeightQuantizer):
         return "odd" if self.bits > 1 else "bipolar"
 
     def quantized(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalize and round, or take the sign."""
+        """Round the normalized tanh, or take the sign."""
         if self.bits == 1:
             return sign(weight), weight.abs().mean()
         n = (1 << self.bits) - 1
-        odd = 2 * torch.round(n * (self.surrogate(weight) / 2 + 0.5)) - n
+        odd = 2 * torch.round(n * (weight / 2 + 0.5)) - n
         return odd, weight.new_full((), 1 / n)
 
     def surrogate(self, weight: Tensor) -> Tensor:
