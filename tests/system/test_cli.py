@@ -300,7 +300,15 @@ def test_a_full_disk_for_standard_output(work):
 def test_ctrl_c_in_training_and_how_to_go_on(tmp_path):
     (tmp_path / "config.toml").write_text(CONFIG.replace("epochs = 2", "epochs = 500"))
     command = [sys.executable, "-m", "bitwright", "train", "config.toml", "-o", "run"]
-    training = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    training = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell lets its background jobs ignore the signal, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "history.jsonl").exists():
         assert time.monotonic() < deadline
