@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.files import replacing
@@ -338,7 +338,7 @@ class Program:
         manifest["manifest_sha256"] = _digest(_canonical(manifest))
         with replacing(path) as temporary:
             # One entry of metadata: safetensors writes several in any order, and equal Programs are to be equal files.
-            save_file(tensors, temporary, {"manifest": _canonical(manifest).decode()})
+            temporary.write_bytes(save(tensors, {"manifest": _canonical(manifest).decode()}))
 
     @classmethod
     def load(cls, path: str | Path, spec: ArraySpec | None = None) -> "Program":

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.files import replacing
@@ -151,7 +151,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict
     """Replace a safetensors file."""
     with replacing(path) as temporary:
         owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(owned, temporary, metadata=metadata)
+        temporary.write_bytes(save(owned, metadata=metadata))
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
