@@ -321,7 +321,10 @@ def load_array(name: str) -> "ArraySpec":
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not UTF-8, or not TOML
         raise BitwrightError(f"{path} is not TOML: {error}; correct that line.") from error
-    return ArraySpec.from_mapping(values.get("array", values))
+    parameters = values.get("array", values)
+    if not isinstance(parameters, dict) or not parameters:
+        raise BitwrightError(f"{path} has no parameters of an array; write a preset or parameters, as under [array].")
+    return ArraySpec.from_mapping(parameters)
 
 
 def _use_data(folder: Path | None) -> None:
@@ -410,7 +413,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         message = getattr(error, "format_message", None)  # a mistake in the arguments, as Typer reports it
         if message is None:
             raise
-        _say(f"{message()} (see bitwright --help)")
+        if text := message():  # empty where no command was given and the help was shown
+            _say(f"{text} (see bitwright --help)")
         return EXIT_BAD_INPUT
 
 

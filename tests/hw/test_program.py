@@ -65,6 +65,8 @@ def test_packed_windows_are_the_windows_of_the_convolution(kernel_y, kernel_x, s
         (np.zeros((1, 2, 5, 4)), "dtype float64, expected uint8"),
         (np.zeros((1, 2, 4, 5), np.uint8), r"shape \(1, 2, 4, 5\), expected \(images, 2, 5, 4\)"),
         (np.zeros((2, 5, 4), np.uint8), r"shape \(2, 5, 4\)"),
+        (np.uint8(0), "are a uint8, expected a NumPy array"),
+        ([[[[0] * 4] * 5] * 2], r"are a list, expected a NumPy array of shape \(images, 2, 5, 4\)"),
     ],
 )
 def test_images_of_another_kind_are_refused(images, message):
@@ -244,7 +246,7 @@ def test_damaged_files_are_refused(program, tmp_path):
         Program.load(path)
     with pytest.raises(BitwrightError, match=r"Cannot read .*missing"):
         Program.load(tmp_path / "missing.bw")
-    with pytest.raises(BitwrightError, match=r"Cannot read|not a whole"):
+    with pytest.raises(BitwrightError, match=r"Cannot read .*: it is a folder; give a file of"):
         Program.load(tmp_path)
 
 

@@ -101,6 +101,14 @@ def test_a_waveform_is_written_on_request(name: str, tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["run.vcd"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_waveform_that_cannot_be_written(tmp_path: Path) -> None:
+    program, images = tiny_program(batch=1)
+    (tmp_path / "file").touch()
+    with pytest.raises(BitwrightError, match=r"Cannot write .*run.vcd"):
+        simulate(program, images[:1], "pysim", vcd=tmp_path / "file" / "run.vcd")
+
+
 def test_cocotb_refuses_a_waveform(tmp_path: Path) -> None:
     with pytest.raises(BitwrightError, match="use verilator or pysim"):
         backend("cocotb", ARRAYS[0], tmp_path / "run.vcd")

@@ -202,6 +202,12 @@ def test_a_channel_with_two_kinds_of_thresholds_is_refused():
         golden.read_layers(dataclasses.replace(program, thresholds=thresholds))
 
 
+def test_images_of_another_shape_are_named_as_given():
+    program = random_program(np.random.default_rng(0), SPEC, [linear(3)], in_shape=(1, 2, 2), batch=2)
+    with pytest.raises(BitwrightError, match=r"shape \(3, 1, 2, 3\), expected \(images, 1, 2, 2\)"):
+        golden.execute(program, np.zeros((3, 1, 2, 3), np.uint8))
+
+
 def test_images_are_needed():
     program = random_program(np.random.default_rng(0), SPEC, [linear(3)], in_shape=(1, 2, 2))
     with pytest.raises(BitwrightError, match="no images"):

@@ -34,6 +34,11 @@ def test_recipes_are_valid(path):
     ("text", "sentence"),
     [
         ('[data]\nname = "digits"\n', "section 'model' is missing, expected a table; add it."),
+        (BASE.replace("epochs", "epoch"), "'train.epoch' is not a key of [train]; did you mean 'epochs'?"),
+        (BASE + "threads = 100000", "train.threads is 100000, expected an integer from 1 to 1024; correct it."),
+        (BASE + '[array]\npreset = "dema"', "[array] Unknown array preset 'dema'; did you mean demo?"),
+        (BASE + "[array]\npreset = 3", "[array] Unknown array preset 3; choose one of tiny, demo, edge, large."),
+        (BASE + "[array]\nrowz = 8", "[array] Unknown array parameter 'rowz'; did you mean rows?"),
         (BASE + "epoch = 3", "'train.epoch' is not a key of [train]; did you mean 'epochs'?"),
         (BASE + "[trian]\nepochs = 3", "'trian' is not a key of the file; did you mean 'train'?"),
         (BASE + "batch_size = 0", "train.batch_size is 0, expected a positive integer; correct it."),

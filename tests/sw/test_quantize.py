@@ -428,3 +428,13 @@ def test_summary():
     assert lines[0] == "layer kind weights weight bits encoding input bits input planes kbit"
     assert lines[2] == "conv2 conv 6 × 4 × 3 × 3 4 signed 4 3 0.9"
     assert "float" in summary(small_cnn())
+
+
+def test_calibration_names_the_layer_that_does_not_fit():
+    network = quantize(small_cnn(), RECIPES["fixed"])
+    with pytest.raises(BitwrightError, match=r"Layer '\w+' does not take values of shape .*; correct the layer"):
+        calibrate(network, pixels((1, 5, 5), 3))
+    infinite = small_cnn()
+    cast(Any, stages(infinite)[0].norm).bias.data.fill_(float("inf"))
+    with pytest.raises(BitwrightError, match=r"Layer '\w+' reads values that are NaN or infinite"):
+        calibrate(quantize(infinite, RECIPES["fixed"]), pixels((1, 8, 8), 3))

@@ -196,6 +196,12 @@ def test_wrong_arguments(capsys):
     assert "--output" in refused(capsys, "train", "config.toml")
 
 
+def test_no_command_shows_the_help_alone(capsys):
+    code, out, err = bitwright(capsys)
+    assert (code, err) == (2, "")
+    assert "simulate" in out
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
@@ -244,6 +250,23 @@ def test_a_layer_too_large_for_the_array(work, tmp_path, capsys):
     sentence = refused(capsys, "compile", work / "run", "--array", array, "-o", tmp_path / "net.bw")
     assert "weight_depth" in sentence
     assert not (tmp_path / "net.bw").exists()
+
+
+def test_a_batch_of_none_is_not_the_best_batch(work, tmp_path, capsys):
+    assert "at least 1 image" in refused(capsys, "compile", work / "run", "-o", tmp_path / "net.bw", "--batch", 0)
+
+
+def test_an_array_file_without_parameters(tmp_path, capsys):
+    (tmp_path / "empty.toml").touch()
+    sentence = refused(capsys, "verilog", "--array", tmp_path / "empty.toml", "-o", tmp_path / "verilog")
+    assert "has no parameters of an array" in sentence
+    assert not (tmp_path / "verilog").exists()
+
+
+def test_a_record_that_lacks_values(work, tmp_path, capsys):
+    (tmp_path / "record.json").write_text('{"value_mismatches": 0}')
+    options = ["--simulation", tmp_path / "record.json", "-o", tmp_path / "report.html"]
+    assert "is of another Program" in refused(capsys, "report", work / "run", *options)
 
 
 def test_more_images_than_there_are(work, capsys):

@@ -240,8 +240,8 @@ PRESETS: dict[str, ArraySpec] = {
 
 def preset(name: str) -> ArraySpec:
     """Array of a name in :data:`PRESETS`."""
-    if name not in PRESETS:
-        near = get_close_matches(name, PRESETS, 1)
+    if str(name) not in PRESETS:  # a configuration may give anything
+        near = get_close_matches(str(name), PRESETS, 1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(PRESETS)}."
         raise BitwrightError(f"Unknown array preset {name!r}; {hint}")
     return PRESETS[name]

@@ -70,6 +70,22 @@ class InputSpec:
             kernel_y * kernel_x * self.channels,
         )
 
+    def check(self, images: Any) -> None:
+        """Refuse what is not ``uint8`` images of this shape in a NumPy array.
+
+        Raises
+        ------
+        BitwrightError
+            If the images are no array, are not ``uint8`` or have another shape.
+        """
+        expected = f"(images, {self.channels}, {self.height}, {self.width})"
+        if not isinstance(images, np.ndarray):
+            raise BitwrightError(f"Images are a {type(images).__name__}, expected a NumPy array of shape {expected}.")
+        if images.dtype != np.uint8:
+            raise BitwrightError(f"Images have dtype {images.dtype}, expected uint8 pixels from 0 to 255.")
+        if images.ndim != 4 or images.shape[1:] != (self.channels, self.height, self.width):
+            raise BitwrightError(f"Images have shape {images.shape}, expected {expected}.")
+
     def codes(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Codes of ``images``, as stored, of shape (images, stored height, stored width, stored channels).
 
@@ -81,15 +97,9 @@ class InputSpec:
         Raises
         ------
         BitwrightError
-            If the images are not ``uint8`` or have another shape.
+            If the images are no array, are not ``uint8`` or have another shape.
         """
-        expected = (self.channels, self.height, self.width)
-        if images.dtype != np.uint8:
-            raise BitwrightError(f"Images have dtype {images.dtype}, expected uint8 pixels from 0 to 255.")
-        if images.shape[1:] != expected:
-            raise BitwrightError(
-                f"Images have shape {images.shape}, expected (images, {', '.join(map(str, expected))})."
-            )
+        self.check(images)
         top = (1 << self.bits) - 1
         table = ((2 * np.arange(256) * top + 255) // 510).astype(np.uint8)
         codes = table[images].transpose(0, 2, 3, 1)
@@ -287,6 +297,7 @@ class Program:
         words
             ``uint8``, shape (k, lanes / 8).
         """
+        self.input.check(images)
         if not 1 <= len(images) <= self.batch:
             raise BitwrightError(f"A run takes 1 to {self.batch} images, got {len(images)}.")
         codes = self.input.codes(images)
@@ -355,14 +366,15 @@ class Program:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except OSError as error:
-            raise BitwrightError(f"Cannot read {path}: {error.strerror or error}.") from error
+            reason = "it is a folder" if path.is_dir() else error.strerror or "there is no such file"
+            raise BitwrightError(f"Cannot read {path}: {reason}; give a file of `bitwright compile`.") from error
         except (SafetensorError, TypeError) as error:
             raise BitwrightError(f"{path} is not a whole Program file ({error}); compile it again.") from error
         try:
             program = cls(**_read_manifest(metadata, tensors), **tensors)
         except BitwrightError as error:
             raise BitwrightError(f"{path}: {error}") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise BitwrightError(f"{path} has a value of the wrong kind ({error}); compile it again.") from error
         if spec is not None and spec != program.spec:
             pairs = zip(dataclasses.asdict(program.spec).items(), dataclasses.asdict(spec).values(), strict=True)

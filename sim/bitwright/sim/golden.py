@@ -398,6 +398,7 @@ def execute(
         ``ceil(n / batch)`` executions.
     """
     batch = program.batch
+    program.input.check(images)
     if len(images) == 0:
         raise BitwrightError("There are no images, expected at least one.")
     filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), images.dtype)])

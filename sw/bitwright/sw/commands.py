@@ -60,7 +60,8 @@ def compile_run(
     spec = array if array is not None else ArraySpec.from_mapping(run.config.array)
     in_shape = _in_shape(run)
     meta = {"run": str(folder), "dataset": run.config.data.name, "model": run.config.model.name, "bits": origin}
-    return lower(network, spec, in_shape, batch=batch or best_batch(network, spec, in_shape), meta=meta)
+    batch = best_batch(network, spec, in_shape) if batch is None else batch
+    return lower(network, spec, in_shape, batch=batch, meta=meta)
 
 
 def best_batch(network: nn.Module, spec: ArraySpec, in_shape: tuple[int, int, int]) -> int:
@@ -98,7 +99,7 @@ def _network(run: Run, bits: int | None) -> tuple[nn.Sequential, str]:
         return load_quantized(run.folder), "searched"
     if run.config.quantize is None:
         raise BitwrightError(
-            f"{run.folder} is a float network without bits; run bitwright search {run.folder}, or give --bits."
+            f"{run.folder} is a float network without bits; run bitwright search {run.folder}, or compile with --bits."
         )
     return load_model(run.folder), "trained"
 
@@ -345,7 +346,7 @@ def _recorded(path: Path, program: Program) -> Verification:
     values = read_json(path)
     if not isinstance(values, dict) or "value_mismatches" not in values:
         raise BitwrightError(f"{path} is not a comparison with RTL; make one with bitwright simulate --record.")
-    if values["program"] != fingerprint(program):
+    if values.get("program") != fingerprint(program):
         raise BitwrightError(f"{path} is of another Program than the run compiles to; simulate that one again.")
     return Verification(
         backend=values["backend"],

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from bitwright.hw.errors import BitwrightError
+from bitwright.hw.isa import ArraySpec
 
 # The description of a field completes the sentence "found ..., expected <description>".
 Bits = Annotated[int, Field(ge=1, le=8, description="an integer from 1 to 8")]
@@ -119,7 +120,7 @@ class TrainConfig(_Section):
     step_factor: Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")] = 0.1
     seed: Annotated[int, Field(ge=0, lt=2**32, description="an integer from 0 to 2^32 - 1")] = 0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description='"auto", "cpu" or "cuda"')] = "auto"
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024, description="an integer from 1 to 1024")] | None = None
     init: Text | None = None
 
 
@@ -170,8 +171,8 @@ class SearchConfig(_Section):
 class Config(_Section):
     """A whole configuration file.
 
-    ``array`` is the accelerator: ``preset = "edge"``, or parameters by name. It is kept as written here;
-    :class:`bitwright.hw.isa.ArraySpec` checks it where it is used.
+    ``array`` is the accelerator: ``preset = "edge"``, or parameters by name. It is kept as written, and checked by
+    :class:`bitwright.hw.isa.ArraySpec`.
     """
 
     data: Annotated[DataConfig, Field(description="a table")]
@@ -180,6 +181,12 @@ class Config(_Section):
     quantize: Annotated[QuantizeConfig | None, Field(description="a table")] = None
     search: Annotated[SearchConfig, Field(description="a table")] = SearchConfig()
     array: Annotated[dict[str, Any], Field(description="a table")] = {"preset": "edge"}
+
+    @field_validator("array")
+    @classmethod
+    def _is_an_array(cls, values: dict[str, Any]) -> dict[str, Any]:
+        ArraySpec.from_mapping(values)
+        return values
 
 
 def load_config(path: str | Path) -> Config:
@@ -209,7 +216,10 @@ def parse_config(text: str, source: str = "the configuration") -> Config:
     try:
         return Config.model_validate(table)
     except ValidationError as error:
-        raise BitwrightError(f"{source}: {_sentence(error.errors()[0])}") from error
+        errors = error.errors()
+        # A misspelt key also leaves one missing: say what was written first.
+        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+        raise BitwrightError(f"{source}: {_sentence(first)}") from error
 
 
 def dump_config(config: Config) -> str:

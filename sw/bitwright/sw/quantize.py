@@ -272,14 +272,25 @@ def calibrate(model: nn.Sequential, images: Tensor) -> None:
         Quantized network, whose batch norms have seen training.
     images
         Pixels, shape (N, C, H, W); some hundreds are enough.
+
+    Raises
+    ------
+    BitwrightError
+        If a layer does not take the shape that reaches it, or values are not finite.
     """
     training = model.training
     model.eval()
     values = images.to(next(model.parameters()).device)
-    for _, module in _leaves(model):
+    for name, module in _leaves(model):
         if isinstance(module, ActivationQuantizer):
+            finite = bool(values.isfinite().all())
+            _expect(finite, name, "reads values that are NaN or infinite; train with a lower learning rate")
             module.fit(values)
-        values = module(values)
+        try:
+            values = module(values)
+        except RuntimeError as error:
+            shape, reason = tuple(values.shape), str(error).split("\n")[0].rstrip(".")
+            _expect(False, name, f"does not take values of shape {shape} ({reason}); correct the layer or the images")
     model.train(training)
 
 

@@ -5,6 +5,7 @@ of the step. Training that was stopped after any epoch therefore continues exact
 parameters and the optimizer alone.
 """
 
+import io
 import math
 import os
 import pickle
@@ -390,8 +391,10 @@ def _save(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, history:
         save_tensors(run.checkpoint("best"), parameters)
     save_tensors(run.checkpoint("last"), parameters)
     write_lines(run.history_path, history)
+    state = io.BytesIO()  # PyTorch's own writer names no reason where the disk is full
+    torch.save({"model": parameters, "optimizer": optimizer.state_dict(), "history": history}, state)
     with replacing(run.state_path) as temporary:
-        torch.save({"model": parameters, "optimizer": optimizer.state_dict(), "history": history}, temporary)
+        temporary.write_bytes(state.getbuffer())
 
 
 def _resume(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

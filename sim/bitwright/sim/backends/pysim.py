@@ -39,20 +39,21 @@ class PysimBackend:
 
     def run(self, program: Program, images: npt.NDArray[np.uint8], trace: Collection[int] = ()) -> list[Execution]:
         """Run images, a batch at a time. See :meth:`bitwright.sim.backends.verilator.VerilatorBackend.run`."""
-        machine = Accelerator(self.spec)
         commands = encode(program, images, trace).tolist()
+        machine = Accelerator(self.spec)
         records: list[int] = []
 
         async def testbench(ctx: Any) -> None:
             bench = _Bench(ctx, machine, records)
             await bench.execute(iter(commands))
 
-        simulator = Simulator(machine)
-        simulator.add_clock(_PERIOD)
-        simulator.add_testbench(testbench)
         with ExitStack() as stack:
-            if self.vcd is not None:
-                stack.enter_context(simulator.write_vcd(str(stack.enter_context(replacing(self.vcd)))))
+            waveform = None if self.vcd is None else stack.enter_context(replacing(self.vcd))
+            simulator = Simulator(machine)
+            simulator.add_clock(_PERIOD)
+            simulator.add_testbench(testbench)
+            if waveform is not None:
+                stack.enter_context(simulator.write_vcd(str(waveform)))
             simulator.run()
         return decode(program, images, trace, np.array(records, np.uint32))
 
