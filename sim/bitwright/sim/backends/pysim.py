@@ -40,15 +40,15 @@ class PysimBackend:
     def run(self, program: Program, images: npt.NDArray[np.uint8], trace: Collection[int] = ()) -> list[Execution]:
         """Run images, a batch at a time. See :meth:`bitwright.sim.backends.verilator.VerilatorBackend.run`."""
         commands = encode(program, images, trace).tolist()
-        machine = Accelerator(self.spec)
         records: list[int] = []
-
-        async def testbench(ctx: Any) -> None:
-            bench = _Bench(ctx, machine, records)
-            await bench.execute(iter(commands))
-
         with ExitStack() as stack:
             waveform = None if self.vcd is None else stack.enter_context(replacing(self.vcd))
+            machine = Accelerator(self.spec)
+
+            async def testbench(ctx: Any) -> None:
+                bench = _Bench(ctx, machine, records)
+                await bench.execute(iter(commands))
+
             simulator = Simulator(machine)
             simulator.add_clock(_PERIOD)
             simulator.add_testbench(testbench)
