@@ -16,10 +16,18 @@ def test_create_then_open_again(tmp_path):
 
 
 def test_another_training_configuration_is_refused(tmp_path):
-    Run.create(tmp_path, parse_config(TEXT))
+    state = Run.create(tmp_path, parse_config(TEXT)).state_path
+    state.parent.mkdir()
+    state.write_bytes(b"an epoch")
     with pytest.raises(BitwrightError, match=r"another configuration \(train.epochs is 4 instead of 3\)"):
         Run.create(tmp_path, parse_config(TEXT.replace("3", "4")))
     assert Run(tmp_path).config.train.epochs == 3
+
+
+def test_a_run_without_an_epoch_takes_a_corrected_configuration(tmp_path):
+    Run.create(tmp_path, parse_config(TEXT))
+    Run.create(tmp_path, parse_config(TEXT.replace("3", "4")))
+    assert Run(tmp_path).config.train.epochs == 4
 
 
 def test_another_search_is_the_same_training_run(tmp_path):

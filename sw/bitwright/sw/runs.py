@@ -57,8 +57,10 @@ class Run:
         folder = Path(folder)
         path = folder / "config.toml"
         if path.exists():
-            difference = first_difference(config, cls(folder).config, TRAINING_SECTIONS)
-            if difference is not None:
+            earlier = cls(folder)
+            difference = first_difference(config, earlier.config, TRAINING_SECTIONS)
+            # Before its first epoch a run holds nothing but its configuration, which may be corrected.
+            if difference is not None and earlier.state_path.exists():
                 raise BitwrightError(
                     f"{folder} holds a run of another configuration ({difference}); choose another folder or delete it."
                 )
