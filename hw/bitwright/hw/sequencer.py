@@ -160,10 +160,8 @@ class LayerSequencer(wiring.Component):
             with m.State("run"):
                 # The pass being offered stays in the memory's output register until it is taken.
                 advance = Signal()
-                first_cycle = Signal()
                 m.d.comb += [
-                    first_cycle.eq(header != 0),
-                    self.run.eq(first_cycle),
+                    self.run.eq(header != 0),  # left from the header; cleared after the first cycle
                     advance.eq(~self.passes.valid | self.passes.ready),
                     self.address.eq(pointer + HEADER_WORDS + next_pass),
                     self.read.eq(advance),

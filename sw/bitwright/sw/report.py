@@ -19,7 +19,7 @@ from bitwright.sim.energy import BETWEEN, HOST, EnergyReport
 if TYPE_CHECKING:
     import altair
 
-BLUE, ORANGE, GREY, INK, LINE = "#2b5c8a", "#c2552d", "#b4b7bf", "#1c2024", "#e3e4e8"
+BLUE, ORANGE, GREY, INK = "#2b5c8a", "#c2552d", "#b4b7bf", "#1c2024"
 COMPONENT_COLOURS = [
     "#2b5c8a",
     "#6c9bc7",
