@@ -1,10 +1,21 @@
 """Sphinx configuration. Tables of registers, descriptors and so on are generated from the code that they describe."""
 
 import dataclasses
+import re
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from sphinx.pycode import ModuleAnalyzer
 
 from bitwright.hw import isa
+from bitwright.hw.sequencer import PASS
+from bitwright.sim import timeline
 from bitwright.sim.energy import load_table, table_names
+from bitwright.sim.trace import EVENTS_MAX
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+import figures
 
 project = "Bitwright"
 author = "the Bitwright authors"
@@ -40,13 +51,14 @@ def registers():
 
 
 def regions():
-    """Regions of the host address space, for every preset."""
-    rows = []
-    for name, spec in isa.PRESETS.items():
-        derived = spec.derived
-        bases = [f"`{derived.host_address(region):#x}`" for region in isa.Region]
-        rows.append((f"`{name}`", derived.bus_address_width, *bases))
-    return table(("preset", "address bits", *(region.name.lower() for region in isa.Region)), rows)
+    """First address of each region of the host address space, for every preset."""
+    derived = {name: spec.derived for name, spec in isa.PRESETS.items()}
+    rows = [
+        (region.name.lower(), *(f"`{each.host_address(region):#x}`" for each in derived.values()))
+        for region in isa.Region
+    ]
+    rows.append(("*address bits*", *(each.bus_address_width for each in derived.values())))
+    return table(("region", *(f"`{name}`" for name in derived)), rows)
 
 
 def presets():
@@ -58,42 +70,58 @@ def presets():
 
 def descriptor():
     """Fields of a descriptor header."""
-    rows = [
-        (
-            index // 2,
-            "15..0" if index % 2 == 0 else "31..16",
-            f"`{field.name}`",
-            f"{field.low} to {field.high}",
-            field.help,
-        )
-        for index, field in enumerate(isa.descriptor_fields(isa.preset("edge")))
-    ]
+    rows = []
+    for field in isa.descriptor_fields(isa.preset("edge")):
+        word, bit = isa.FIELD_PLACES[field.name]
+        bits = f"{bit + field.bits - 1}..{bit}"
+        high = f"{field.high:#x}" if field.bits == 32 else field.high
+        rows.append((word, bits, f"`{field.name}`", f"{field.low} to {high}", field.help))
     return table(("word", "bits", "field", "range (`edge`)", "meaning"), rows)
+
+
+def parameters(documented):
+    """What the docstring of a class says of each of its parameters."""
+    section = documented.__doc__.split("Parameters\n    ----------\n")[1]
+    entries = re.findall(r"^    (\w[\w, ]*)\n((?:        .*\n|\n)+)", section, re.M)
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+
+
+def passes():
+    """Fields of a pass word."""
+    meanings = parameters(isa.Pass)
+    rows = [
+        (f"{field.offset + field.width - 1}..{field.offset}", f"`{name}`", meanings[name])
+        for name, field in sorted(PASS, key=lambda entry: entry[1].offset)
+    ]
+    return table(("bits", "field", "meaning"), rows)
+
+
+def documented(module, scope=""):
+    """What the source of a module says of the names of a class in it, or of its own."""
+    found = ModuleAnalyzer.for_module(module.__name__).find_attr_docs()
+    return {name: " ".join(" ".join(lines).split()) for (owner, name), lines in found.items() if owner == scope}
+
+
+def account():
+    """What cycles are spent on."""
+    entries = re.findall(r"``(\w+)``: (.*?)\.(?= |$)", documented(timeline)["ACCOUNT"])
+    assert tuple(name for name, _ in entries) == timeline.ACCOUNT
+    return table(("spent on", "cycles"), [(f"`{name}`", meaning) for name, meaning in entries])
 
 
 def errors():
     """Error codes."""
-    meanings = {
-        isa.ErrorCode.NONE: "no error",
-        isa.ErrorCode.FIELD: "a descriptor field is out of range; bits 31..16 of the register tell which",
-        isa.ErrorCode.WINDOW: "a window has more words than `window_words_max`",
-        isa.ErrorCode.END: "the descriptors run past the end of their memory",
-        isa.ErrorCode.BUSY: "the host wrote to a memory while the machine was running; the write was dropped",
-    }
-    return table(
-        ("code", "name", "meaning"), [(code.value, f"`{code.name}`", meanings[code]) for code in isa.ErrorCode]
-    )
+    meanings = documented(isa, "ErrorCode")
+    rows = [(code.value, f"`{code.name}`", meanings.get(code.name, "No error.")) for code in isa.ErrorCode]
+    return table(("code", "name", "meaning"), rows).replace("``", "`")
 
 
 def latencies():
-    """Timing constants of the contract."""
-    rows = [
-        ("`READ_LATENCY`", isa.READ_LATENCY, "host bus: from a read request to its data"),
-        ("`ISSUE_TO_LOAD`", isa.ISSUE_TO_LOAD, "from the issue of a row tile's last operation to the load of its sums"),
-        ("`DRAIN_TO_WRITE`", isa.DRAIN_TO_WRITE, "from the last comparison of a pooled pixel to its first write"),
-        ("`HEADER_WORDS`", isa.HEADER_WORDS, "words of a descriptor header, one fetched each cycle"),
-    ]
-    return table(("constant", "value", "meaning"), rows)
+    """Timing constants of the contract: those of the section on timing."""
+    source = Path(isa.__file__).read_text(encoding="utf-8").split("# Timing, in cycles.")[1]
+    meanings = documented(isa)
+    names = re.findall(r"^([A-Z_]+) = ", source, re.M)
+    return table(("constant", "value", "cycles"), [(f"`{name}`", getattr(isa, name), meanings[name]) for name in names])
 
 
 def energy_tables():
@@ -118,11 +146,19 @@ GENERATED = {
     "errors": errors,
     "latencies": latencies,
     "energy-tables": energy_tables,
+    "pass": passes,
+    "account": account,
+    "header-words": lambda: str(isa.HEADER_WORDS),
+    "events-max": lambda: f"{EVENTS_MAX:,}",
+    "figure-array": lambda: figures.array("demo"),
+    "figure-timing": figures.timing,
+    "figure-excerpt": figures.excerpt_figure,
+    "figure-timeline": figures.timeline,
 }
 
 
 def fill(app, document, source):
-    """Put each generated table where a page asks for it."""
+    """Put each generated table or picture where a page asks for it."""
     for name, generate in GENERATED.items():
         mark = f"<!-- generated: {name} -->"
         if mark in source[0]:

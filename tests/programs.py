@@ -6,8 +6,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitwright.hw.isa import THRESHOLD_NEGATE, THRESHOLD_POOL_MIN, ArraySpec, Encoding, has_offset
-from bitwright.hw.plan import LayerShape, plan
+from bitwright.hw.isa import (
+    THRESHOLD_NEGATE,
+    THRESHOLD_POOL_MIN,
+    ArraySpec,
+    Encoding,
+    has_coefficients,
+    has_offset,
+    pass_coefficients,
+)
+from bitwright.hw.plan import LayerShape, ResidualShape, plan
 from bitwright.hw.program import Program
 
 
@@ -26,12 +34,24 @@ def linear(out_channels: int, **options: Any) -> dict[str, Any]:
 
 
 def shapes(in_shape: tuple[int, int, int], layers: Sequence[dict[str, Any]]) -> list[LayerShape]:
-    """Layer shapes of a chain of :func:`conv` and :func:`linear`: weights and outputs of 2 bits where not given."""
+    """Layer shapes of a chain of :func:`conv` and :func:`linear`: weights and outputs of 2 bits where not given.
+
+    ``source`` is the number of the layer that one reads, ``residual`` the arguments of a :class:`ResidualShape`, with a
+    number as ``source`` too, and without ``channels``.
+    """
     chain: list[LayerShape] = []
     for index, options in enumerate(layers):
         given: dict[str, Any] = {"weight_bits": 2, "output_planes": 2} | options
         if index == len(layers) - 1:
             given["output_planes"] = None
+        if "source" in given:
+            in_shape = chain[given["source"]].out_shape
+            given["source"] = f"layer{given['source']}"
+        if "residual" in given:
+            residual = dict(given["residual"])
+            source = chain[residual["source"]]
+            residual |= {"source": source.name, "channels": source.out_channels}
+            given["residual"] = ResidualShape(**residual)
         chain.append(LayerShape(name=f"layer{index}", in_shape=in_shape, **given))
         in_shape = chain[-1].out_shape
     return chain
@@ -65,17 +85,46 @@ def random_program(
     """
     planned = plan(shapes(in_shape, layers), spec, input_bits=input_bits, batch=batch)
     weights, thresholds = [], []
-    for info in planned.layers:
-        values = random_weights(rng, info.weight_encoding, info.weight_bits, (info.conv_shape[0], info.fan_in))
+    residuals: dict[str, npt.NDArray[np.int64]] = {}
+    coefficients: dict[str, npt.NDArray[np.int64]] = {}
+    for index, info in enumerate(planned.layers):
+        bits = planned.layers[index].weight_bits - (info.stored_encoding != info.weight_encoding)
+        values = random_weights(rng, info.weight_encoding, bits, (info.conv_shape[0], info.fan_in))
         weights.append(values)
-        if info.output_planes:
-            largest = (1 << info.input_planes) - 1
+        largest = (1 << info.input_planes) - 1
+        if has_coefficients(info.weight_encoding):
+            half = 1 << (spec.coefficient_bits - 1)
+            shape = (info.conv_shape[0], info.weight_planes, info.input_planes)
+            coefficients[info.name] = rng.integers(-half, half, shape)
+            mean = coefficients[info.name].sum((1, 2)) * (0.25 if info.weight_encoding == "basis" else 0) * info.fan_in
+            spread = np.sqrt((coefficients[info.name] ** 2).sum((1, 2)) * info.fan_in) / 2 + 1
+        else:
             mean = values.sum(1) * largest / 2
             spread = np.sqrt((values**2).sum(1)) * largest / 2 + 1
+        if info.residual_source is not None:
+            channels = planned.layers[info.residual_source].conv_shape[0]
+            addend = random_weights(rng, info.residual_encoding, info.residual_bits, (info.conv_shape[0], channels))
+            residuals[info.name] = addend
+            # How often the passes of the input and of the addend count, by the last one of each.
+            descriptor = planned.descriptors[[part.layer for part in planned.parts].index(index)]
+            scales = pass_coefficients(descriptor.passes)
+            main = min(abs(scale) for scale, entry in zip(scales, descriptor.passes, strict=True)
+                       if entry.plane < info.input_planes)  # fmt: skip
+            extra = min(abs(scale) for scale, entry in zip(scales, descriptor.passes, strict=True)
+                        if entry.plane >= info.input_planes)  # fmt: skip
+            codes = ((1 << info.residual_planes) - 1) / 2
+            mean, spread = mean * main + addend.sum(1) * codes * extra, spread * main + extra
+        if info.output_planes:
             thresholds.append(_random_thresholds(rng, spec, mean, spread, info.output_planes))
-    classes = planned.descriptors[-1].channels
+    classes = planned.layers[-1].conv_shape[0]
     return planned.assemble(
-        weights, thresholds, rng.random(classes), rng.random(classes), {"made by": "random_program"}
+        weights,
+        thresholds,
+        rng.random(classes),
+        rng.random(classes),
+        {"made by": "random_program"},
+        residual_weights=residuals,
+        coefficients=coefficients,
     )
 
 
@@ -95,6 +144,8 @@ def random_weights(
     """Integers of an encoding, uniform."""
     if encoding == "ternary":
         return rng.integers(-1, 2, shape)
+    if has_coefficients(encoding) or encoding == "unsigned":
+        return rng.integers(0, 1 << bits, shape)
     if has_offset(encoding):
         return 2 * rng.integers(0, 1 << bits, shape) - ((1 << bits) - 1)
     return rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), shape)

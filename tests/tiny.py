@@ -17,13 +17,15 @@ def spec(rows: int, columns: int, **options: Any) -> ArraySpec:
     """Array with few lanes and just enough memory."""
     memories: dict[str, Any] = {
         "lanes": 32,
+        "drain_planes": 1,
+        "residual": False,
         "accumulator_width": 16,
         "activation_depth": 512,
         "weight_depth": 512,
         "threshold_depth": 128,
-        "descriptor_depth": 256,
+        "descriptor_depth": 512,
         "result_depth": 64,
-        "window_words_max": 32,
+        "window_depth": 64,
         "row_tiles_max": 16,
     }
     return ArraySpec(rows=rows, columns=columns, **memories | options)
@@ -39,15 +41,14 @@ def _case(
 
 def padded(zero_skip: ZeroSkip) -> Case:
     """Signed weights; padding on all sides; pooling windows that do not fit in groups of three columns."""
-    layers = [conv(5, 3, padding=1, output_planes=2), conv(3, 3, padding=1, pool=(3, 2), output_planes=3), linear(4)]
-    return _case(spec(2, 3, zero_skip=zero_skip), layers, in_shape=(33, 3, 4), input_bits=2)
+    layers = [conv(6, 3, padding=1, output_planes=2), conv(3, 3, padding=1, pool=(3, 2), output_planes=3), linear(4)]
+    return _case(spec(4, 3, zero_skip=zero_skip), layers, in_shape=(13, 3, 4), input_bits=2)
 
 
 def offsets(zero_skip: ZeroSkip) -> Case:
-    """Bipolar and odd weights; stride; a kernel and an image that are not square; rows that do not divide the lanes.
+    """Bipolar and odd weights; stride; a kernel and an image that are not square; columns that share a memory.
 
-    The second layer's output replaces the image: what stays of it in a word's other lanes would be seen by the column
-    sum of the last layer.
+    Channels do not fill the last granule: lanes that an earlier layer left there would be seen by the column sum.
     """
     bipolar = {"weight_encoding": "bipolar", "weight_bits": 1}
     layers = [
@@ -55,13 +56,13 @@ def offsets(zero_skip: ZeroSkip) -> Case:
         conv(5, (1, 2), padding=(0, 1), output_planes=3, weight_encoding="odd", weight_bits=2),
         linear(5, weight_encoding="odd", weight_bits=3),
     ]
-    return _case(spec(3, 2, zero_skip=zero_skip), layers, in_shape=(6, 5, 6), input_bits=3)
+    return _case(spec(4, 2, columns_per_copy=2, zero_skip=zero_skip), layers, in_shape=(6, 5, 6), input_bits=3)
 
 
 def overlapping(zero_skip: ZeroSkip) -> Case:
     """Overlapping pooling windows of nine pixels, over several groups; more channels than a word has lanes."""
     layers = [conv(35, 1, pool=3, pool_stride=2, output_planes=1, weight_bits=1), conv(2, 2), linear(3)]
-    return _case(spec(5, 4, zero_skip=zero_skip), layers, in_shape=(1, 5, 5), input_bits=2)
+    return _case(spec(8, 4, columns_per_copy=2, zero_skip=zero_skip), layers, in_shape=(1, 5, 5), input_bits=2)
 
 
 def batches(zero_skip: ZeroSkip) -> Case:
@@ -74,31 +75,96 @@ def batches(zero_skip: ZeroSkip) -> Case:
 def drained(zero_skip: ZeroSkip) -> Case:
     """Row tiles that take longer to drain than to compute."""
     layers = [conv(9, 1, weight_bits=1, output_planes=4), conv(9, 1, weight_bits=1, output_planes=1), linear(9)]
-    return _case(spec(2, 4, zero_skip=zero_skip), layers, in_shape=(1, 3, 3), input_bits=1)
+    return _case(spec(4, 4, zero_skip=zero_skip), layers, in_shape=(1, 3, 3), input_bits=1)
 
 
 def wide(zero_skip: ZeroSkip) -> Case:
-    """Words of three bus words; eight-bit weights and codes; sums that wrap."""
-    array = spec(4, 1, lanes=96, accumulator_width=9, threshold_depth=256, zero_skip=zero_skip)
+    """Words of four bus words; eight-bit weights and codes, two planes drained at once; sums that wrap."""
+    array = spec(4, 1, lanes=128, drain_planes=2, accumulator_width=9, threshold_depth=256, zero_skip=zero_skip)
     layers = [conv(3, 2, weight_bits=8, output_planes=8), linear(5, weight_bits=8)]
     return _case(array, layers, in_shape=(1, 3, 3), input_bits=8)
 
 
 def black(zero_skip: ZeroSkip) -> Case:
-    """Black images: passes with nothing to compute."""
+    """Black images: nothing to compute."""
     layers = [conv(3, 2, stride=2, output_planes=2), linear(3)]
-    return _case(spec(2, 2, zero_skip=zero_skip), layers, in_shape=(40, 4, 4), input_bits=2, zeros=1.0)
+    return _case(spec(4, 2, zero_skip=zero_skip), layers, in_shape=(40, 4, 4), input_bits=2, zeros=1.0)
+
+
+def sparse(zero_skip: ZeroSkip) -> Case:
+    """Dark images: passes in the middle of a window's have nothing to compute, or only words of some columns."""
+    layers = [conv(4, 3, stride=2, weight_bits=3, output_planes=4), conv(4, 1, weight_bits=3), linear(3)]
+    return _case(spec(4, 2, zero_skip=zero_skip), layers, in_shape=(12, 7, 7), input_bits=6, zeros=0.95)
 
 
 def binary(zero_skip: ZeroSkip) -> Case:
     """An array for one-bit weights and codes only."""
-    array = spec(2, 3, weight_planes_max=1, activation_planes_max=1, zero_skip=zero_skip)
+    array = spec(4, 3, weight_planes_max=1, activation_planes_max=1, zero_skip=zero_skip)
     bipolar = {"weight_encoding": "bipolar", "weight_bits": 1}
     layers = [conv(4, 2, pool=2, output_planes=1, **bipolar), linear(2, **bipolar)]
     return _case(array, layers, in_shape=(2, 5, 5), input_bits=1)
 
 
+def residual(zero_skip: ZeroSkip) -> Case:
+    """Residual blocks: one as it is, one at a stride with weights of its own, and with an offset in the main path."""
+    array = spec(4, 2, residual=True, lanes=64, drain_planes=2, zero_skip=zero_skip)
+    identity = {"source": 0, "weight_encoding": "unsigned", "weight_bits": 1, "shift": 1}
+    projection = {"source": 1, "stride": (2, 2), "weight_encoding": "ternary"}
+    layers = [
+        conv(6, 1, output_planes=2),
+        conv(6, 3, padding=1, output_planes=3, residual=identity),
+        conv(5, 3, stride=2, padding=1, weight_encoding="odd", residual=projection),
+        linear(3),
+    ]
+    return _case(array, layers, in_shape=(3, 5, 4), input_bits=2)
+
+
+def grouped(zero_skip: ZeroSkip) -> Case:
+    """A depthwise and a grouped convolution: several descriptors for a layer, windows of parts of pixels."""
+    bipolar = {"weight_encoding": "bipolar", "weight_bits": 1}
+    layers = [
+        conv(12, 1, weight_bits=1, output_planes=1),
+        conv(12, 3, padding=1, groups=12),
+        conv(8, 1, groups=2, output_planes=1, **bipolar),
+        linear(3),
+    ]
+    return _case(spec(4, 2, zero_skip=zero_skip), layers, in_shape=(3, 4, 3), input_bits=1)
+
+
+def bases(zero_skip: ZeroSkip) -> Case:
+    """Counts times coefficients, of both kinds, between layers without; codes that do not rise with their ranks."""
+    array = spec(4, 2, coefficient_bits=5, coefficient_depth=128, accumulator_width=18, zero_skip=zero_skip)
+    layers = [
+        conv(5, 2, weight_encoding="basis", weight_bits=2, code_table=(0, 2, 1, 3)),
+        conv(6, 1, weight_encoding="bipolar_basis", weight_bits=3, pool=2, output_planes=1, code_table=(1, 0)),
+        conv(4, 1, weight_encoding="odd", code_table=(3, 1, 2, 0)),
+        linear(3, weight_encoding="basis", weight_bits=2),
+    ]
+    return _case(array, layers, in_shape=(3, 5, 5), input_bits=2)
+
+
+def streamed(zero_skip: ZeroSkip) -> Case:
+    """Weights that do not fit: layers in parts, whose weights come while the part before computes."""
+    array = spec(4, 2, weight_stream=True, weight_depth=16, zero_skip=zero_skip)
+    return _case(array, [conv(20, 2), conv(9, 2), linear(3)], in_shape=(3, 4, 4), input_bits=2, images=2)
+
+
 CASES: dict[str, Callable[[ZeroSkip], Case]] = {
-    case.__name__: case for case in (padded, offsets, batches, drained, black, binary, overlapping, wide)
+    case.__name__: case
+    for case in (
+        padded,
+        offsets,
+        batches,
+        drained,
+        black,
+        sparse,
+        binary,
+        residual,
+        grouped,
+        bases,
+        streamed,
+        overlapping,
+        wide,
+    )
 }
 """Cases by name: functions of the way in which the array skips zeros."""

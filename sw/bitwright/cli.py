@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -136,9 +137,10 @@ def compile_command(
             "name": info.name,
             "weight_planes": info.weight_planes,
             "input_planes": info.input_planes,
-            "passes": len(layer.passes),
+            "descriptors": program.parts.count(number),
+            "passes": len(program.parsed[program.parts.index(number)].passes),
         }
-        for info, layer in zip(program.layers, program.parsed, strict=True)
+        for number, info in enumerate(program.layers)
     ]
     value = {
         "output": str(output),
@@ -147,10 +149,12 @@ def compile_command(
         "descriptor_words": len(program.descriptors),
         "weight_words": program.weights.shape[1],
         "threshold_entries": program.thresholds.shape[1],
+        "coefficient_entries": program.coefficients.shape[1],
+        "streamed_words": len(program.stream),
     }
 
     def table() -> Iterable[Table]:
-        found = Table("layer", "weight planes", "input planes", "passes", title=str(output))
+        found = Table("layer", "weight planes", "input planes", "descriptors", "passes", title=str(output))
         for layer in layers:
             found.add_row(*(str(cell) for cell in layer.values()))
         yield found
@@ -163,6 +167,11 @@ def compile_command(
                 ("thresholds in a row", f"{program.thresholds.shape[1]} of {spec.threshold_depth}"),
             ]
         )
+        if program.coefficients.size:
+            entries = f"{program.coefficients.shape[1]} of {spec.coefficient_depth}"
+            yield from _pairs([("coefficients in a row", entries)])
+        if len(program.stream):
+            yield from _pairs([("32-bit words streamed", f"{len(program.stream):,} in each execution")])
 
     _show(value, as_json, table)
 
@@ -187,7 +196,12 @@ def simulate(
     program: ProgramFile,
     images: Annotated[int, typer.Option(min=1, help="Test images.")] = 100,
     backend: Annotated[Backend, typer.Option(help="What executes the Program.")] = Backend.golden,
-    trace: Annotated[list[int] | None, typer.Option(help="Number of a layer whose every write is compared.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write a timeline of the first batch there, for Perfetto; one cycle is 1 µs.")
+    ] = None,
+    compare_writes: Annotated[
+        list[int] | None, typer.Option(help="Number of a layer whose every write is compared; RTL back ends only.")
+    ] = None,
     vcd: Annotated[Path | None, typer.Option(help="Write a waveform there; RTL back ends only.")] = None,
     record: Annotated[Path | None, typer.Option(help="Write the comparison to this JSON file, for the report.")] = None,
     data: Data = None,
@@ -196,23 +210,27 @@ def simulate(
     """Execute a Program on test images; in RTL, also compare it with the golden model, cycle by cycle."""
     _use_data(data)
     from bitwright.hw.program import Program
-    from bitwright.sw.commands import execute_program
+    from bitwright.sim.trace import trace as trace_run
+    from bitwright.sw.commands import execute_program, images_for
     from bitwright.sw.runs import write_json
 
     loaded = Program.load(program)
     with _working(f"executing {images} images, {backend.value}"):
-        result = execute_program(loaded, images, backend.value, trace or [], vcd)
+        result = execute_program(loaded, images, backend.value, compare_writes or [], vcd)
+        if trace is not None:
+            trace_run(loaded, images_for(loaded, min(images, loaded.batch)).images).write(trace)
     if record is not None:
         write_json(record, result)
 
     def table() -> Iterable[Table]:
         layers = Table(
-            "layer", "cycles", "busy", "stalls", "computed", "held still", "skipped", "writes", title="Layers"
+            "layer", "cycles", "busy", "stalls", "computed", "held still", "skipped", "loads", "writes", title="Layers"
         )
         for layer in result["layers"]:
-            cells = ("cycles", "busy", "stalls", "computed", "gated", "skipped", "writes")
+            cells = ("cycles", "busy", "stalls", "computed", "gated", "skipped", "loads", "writes")
             layers.add_row(layer["name"], *(f"{layer['counters'][cell]:,}" for cell in cells))
         yield layers
+        yield _account_table(result)
         rows = [
             ("back end", result["backend"]),
             ("images", f"{result['images']:,}"),
@@ -360,6 +378,25 @@ def _pairs(rows: Sequence[tuple[str, str]]) -> Iterable[Table]:
     for name, value in rows:
         grid.add_row(name, value)
     yield grid
+
+
+def _account_table(result: dict[str, Any]) -> Table:
+    """What the cycles of each layer were spent on, in percent of the layer's."""
+    accounts = {layer["name"]: layer["account"] for layer in result["layers"]}
+    names = list(next(iter(accounts.values())))
+    total = {name: sum(account[name] for account in accounts.values()) for name in names}
+    names = [name for name in names if total[name]]
+    found = Table(title="What cycles are spent on, in %", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    found.add_column("layer")
+    for name in (*names, "cycles"):
+        found.add_column(name.replace("_", " "), justify="right")
+    for layer, account in [*accounts.items(), ("all", total)]:
+        if account is total:
+            found.add_section()
+        products = sum(account.values())
+        shares = [f"{100 * account[name] / products:.1f}" if account[name] else "" for name in names]
+        found.add_row(layer, *shares, f"{products // result['bit_products_per_cycle']:,}")
+    return found
 
 
 def _energy_tables(report: "EnergyReport") -> Iterable[Table]:

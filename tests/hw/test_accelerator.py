@@ -1,28 +1,41 @@
 import dataclasses
+import random
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from amaranth.hdl import ClockDomain, Module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwright.hw.accelerator import Accelerator
 from bitwright.hw.isa import (
-    FIELD_NAMES,
+    COUNTERS,
+    FIELD_PLACES,
     FLAG_LAST,
+    HEADER_TO_READY,
     HEADER_WORDS,
+    LOAD_LATENCY,
+    SCHEDULE_OVERHEAD,
+    STREAM_OVERHEAD,
     ArraySpec,
     Descriptor,
     ErrorCode,
     Region,
     Register,
+    ZeroSkip,
     descriptor_fields,
-    unpack_words,
 )
 from bitwright.hw.program import Program
-from bitwright.sim import golden
-from bitwright.sim.backends import simulate
+from bitwright.sim import bitserial, golden
+from bitwright.sim.backends import commands, recorder, simulate
+from bitwright.sim.backends.verilator import build
 from bitwright.sim.compare import compare
+from bitwright.sim.tools import compiler, verilator
 from drive import Bus, drive
 from programs import conv, linear, random_images, random_program
 from strategies import programs
@@ -31,11 +44,13 @@ from tiny import CASES, spec
 START, STOP = 1, 2
 BUSY, DONE, ERROR = 1, 2, 4
 
+Images = npt.NDArray[np.uint8]
+
 
 # Whole programs ------------------------------------------------------------------------------------------------------
 
 
-def assert_exact(program, images):
+def assert_exact(program: Program, images: Images) -> None:
     """Values, cycles, counters and every write equal the golden model's."""
     trace = range(len(program.parsed))
     expected = golden.execute(program, images, trace=trace)
@@ -45,25 +60,25 @@ def assert_exact(program, images):
 
 @pytest.mark.parametrize("zero_skip", ["off", "gate", "skip"])
 @pytest.mark.parametrize("name", CASES)
-def test_tiny_programs_are_exact(name, zero_skip):
+def test_tiny_programs_are_exact(name: str, zero_skip: ZeroSkip) -> None:
     assert_exact(*CASES[name](zero_skip))
 
 
-def seconds(case):
+def seconds(case: tuple[Program, Images]) -> bool:
     """Whether the simulation of a case takes no longer."""
     return sum(run.cycles for run in golden.execute(*case)) < 1200
 
 
 @given(programs().filter(seconds))
 @settings(max_examples=8, deadline=None)
-def test_any_program_is_exact(case):
+def test_any_program_is_exact(case: tuple[Program, Images]) -> None:
     assert_exact(*case)
 
 
 @pytest.mark.slow
 @given(programs().filter(seconds))
 @settings(max_examples=120, deadline=None)
-def test_any_of_many_programs_is_exact(case):
+def test_any_of_many_programs_is_exact(case: tuple[Program, Images]) -> None:
     assert_exact(*case)
 
 
@@ -77,53 +92,76 @@ class Machine(Bus):
         super().__init__(ctx, dut.spec, dut.host)
         self.dut = dut
 
-    async def load(self, writes: Any) -> None:
+    async def load(self, writes: Iterable[tuple[int, int]]) -> None:
         """Write a sequence of (address, data), one a cycle."""
         for address, data in writes:
             self.request(address, data)
             await self.ctx.tick()
         self.idle()
 
-    async def wait(self, limit: int = 5000) -> bool:
-        """Wait for the end of a run; whether it came within a number of cycles."""
+    async def start(self, beats: Iterator[int | None] | None = None) -> None:
+        """Start a run, and offer the first of its ``beats``, if any: see :meth:`wait`."""
+        self.offer(beats)
+        await self.control(START)
+        await self.ctx.tick()
+
+    def offer(self, beats: Iterator[int | None] | None) -> None:
+        """Offer the stream's next beat; a None is a cycle without one."""
+        beat = next(beats, None) if beats is not None else None
+        self.ctx.set(self.dut.weights.valid, beat is not None)
+        if beat is not None:
+            self.ctx.set(self.dut.weights.payload, beat)
+
+    async def wait(self, limit: int = 5000, beats: Iterator[int | None] | None = None) -> bool:
+        """Wait for the end of a run, and stream weights in; whether it ended within a number of cycles."""
         for _ in range(limit):
             if self.ctx.get(self.dut.interrupt):
                 return True
+            taken = self.ctx.get(self.dut.weights.valid) and self.ctx.get(self.dut.weights.ready)
+            empty = not self.ctx.get(self.dut.weights.valid)
             await self.ctx.tick()
+            if taken or empty:
+                self.offer(beats)
         return False
 
-    async def run(self, program: Program, images: np.ndarray) -> tuple[list[int], int]:
-        """Load images, run, and return the results and the cycles."""
-        await self.load(program.image_writes(images))
-        await self.control(START)
-        await self.ctx.tick()
-        assert await self.wait()
+    async def results(self, program: Program, images: Images) -> tuple[list[int], dict[str, int]]:
+        """Results and counters of the run that has ended."""
         assert await self.register(Register.STATUS) == DONE
-        count = len(images) * program.parsed[-1].channels
+        count = len(images) * len(program.output_scale)
         results = [await self.read(self.at(Region.RESULTS, index)) for index in range(count)]
-        return np.array(results, np.uint32).astype(np.int32).tolist(), await self.register(Register.CYCLES)
+        counters = {name: await self.register(Register[name.upper()]) for name in COUNTERS}
+        return np.array(results, np.uint32).astype(np.int32).tolist(), counters
+
+    async def run(
+        self, program: Program, images: Images, beats: Iterator[int | None] | None = None
+    ) -> tuple[list[int], dict[str, int]]:
+        """Load images, run, and return results and counters."""
+        await self.load(program.image_writes(images))
+        await self.start(beats)
+        assert await self.wait(beats=beats)
+        return await self.results(program, images)
 
 
-def predicted(program: Program, images: np.ndarray) -> tuple[list[int], int]:
+def predicted(program: Program, images: Images) -> tuple[list[int], dict[str, int]]:
     """What :meth:`Machine.run` returns."""
     [run] = golden.execute(program, images)
-    return run.accumulators.reshape(-1).tolist(), run.cycles
+    return run.accumulators.reshape(-1).tolist(), run.counters
 
 
-def small(zero_skip: str = "skip", seed: int = 0) -> tuple[Program, list[np.ndarray]]:
+def small(zero_skip: ZeroSkip = "skip", seed: int = 0) -> tuple[Program, list[Images]]:
     """A Program of a few hundred cycles, and images for several runs."""
     rng = np.random.default_rng(seed)
     layers = [conv(5, 2, pool=2, output_planes=2), conv(3, 1, output_planes=1), linear(3)]
-    program = random_program(rng, spec(2, 2, zero_skip=zero_skip), layers, in_shape=(33, 3, 3), input_bits=2)
+    program = random_program(rng, spec(4, 2, zero_skip=zero_skip), layers, in_shape=(33, 3, 3), input_bits=2)
     return program, [random_images(rng, program, 1, zeros=zeros) for zeros in (0.2, 0.9, 0.5)]
 
 
 @pytest.mark.parametrize("zero_skip", ["off", "gate", "skip"])
-def test_runs_follow_each_other(zero_skip):
+def test_runs_follow_each_other(zero_skip: ZeroSkip) -> None:
     program, batches = small(zero_skip)
     dut = Accelerator(program.spec)
 
-    async def bench(ctx):
+    async def bench(ctx: Any) -> None:
         machine = Machine(ctx, dut)
         await machine.load(program.host_writes())
         for images in batches:
@@ -131,22 +169,46 @@ def test_runs_follow_each_other(zero_skip):
         # Loaded and started again from the very cycle of the interrupt on.
         for images in batches:
             await machine.load(program.image_writes(images))
-            await machine.control(START)
-            await ctx.tick()
+            await machine.start()
             assert not ctx.get(dut.interrupt)
             assert await machine.wait()
-        assert await machine.register(Register.CYCLES) == predicted(program, batches[-1])[1]
+        assert await machine.results(program, batches[-1]) == predicted(program, batches[-1])
+
+    drive(dut, bench)
+
+
+def test_a_program_may_be_loaded_over_another() -> None:
+    """Neither the memories nor the state that one leaves disturb the next."""
+    array = spec(4, 2, lanes=64, residual=True, coefficient_bits=4, coefficient_depth=64, zero_skip="skip")
+    identity = {"source": 0, "weight_encoding": "unsigned", "weight_bits": 1}
+    networks: list[list[dict[str, Any]]] = [
+        [conv(9, 2, pool=2, weight_encoding="bipolar_basis", code_table=(2, 0, 3, 1)), linear(3)],
+        [conv(5, 1, output_planes=3), conv(5, 3, padding=1, residual=identity, output_planes=1), linear(11)],
+        [linear(2, weight_encoding="odd")],
+    ]
+    cases: list[tuple[Program, Images]] = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        program = random_program(rng, array, networks[seed % 3], in_shape=(2, 3, 4), input_bits=2)
+        cases.append((program, random_images(rng, program, 1)))
+    dut = Accelerator(array)
+
+    async def bench(ctx: Any) -> None:
+        machine = Machine(ctx, dut)
+        for program, images in cases:
+            await machine.load(program.host_writes())
+            assert await machine.run(program, images) == predicted(program, images)
 
     drive(dut, bench)
 
 
 @given(after=st.lists(st.integers(0, 350), min_size=2, max_size=4))
 @settings(max_examples=8, deadline=None)
-def test_a_run_may_be_stopped_at_any_time(after):
+def test_a_run_may_be_stopped_at_any_time(after: list[int]) -> None:
     program, batches = small()
     dut = Accelerator(program.spec)
 
-    async def bench(ctx):
+    async def bench(ctx: Any) -> None:
         machine = Machine(ctx, dut)
         await machine.load(program.host_writes())
         for cycles, images in zip(after, [*batches, batches[0]], strict=False):
@@ -166,12 +228,43 @@ def test_a_run_may_be_stopped_at_any_time(after):
     drive(dut, bench)
 
 
-def test_a_stop_leaves_all_registers_clear():
+@given(after=st.lists(st.integers(0, 350), min_size=2, max_size=4))
+@settings(max_examples=6, deadline=None)
+def test_the_machine_may_be_reset_at_any_time(after: list[int]) -> None:
+    """Memories keep their contents: the Program need not be loaded again."""
+    program, batches = small()
+    m = Module()
+    m.domains.sync = sync = ClockDomain()
+    m.submodules.dut = dut = Accelerator(program.spec)
+
+    async def bench(ctx: Any) -> None:
+        machine = Machine(ctx, dut)
+        await machine.load(program.host_writes())
+        for cycles, images in zip(after, [*batches, batches[0]], strict=False):
+            await machine.load(program.image_writes(images))
+            await machine.control(START)
+            for _ in range(cycles):
+                await ctx.tick()
+            ctx.set(sync.rst, 1)
+            await ctx.tick()
+            ctx.set(sync.rst, 0)
+            for _ in range(30):
+                assert not ctx.get(dut.probe.write)
+                assert not ctx.get(dut.interrupt)
+                await ctx.tick()
+            for register in (Register.STATUS, Register.ERROR, Register.CYCLES, Register.LAYER):
+                assert await machine.register(register) == 0
+            assert await machine.run(program, images) == predicted(program, images)
+
+    drive(m, bench)
+
+
+def test_a_stop_leaves_all_registers_clear() -> None:
     program, [images, *_] = small()
-    _, cycles = predicted(program, images)
+    cycles = predicted(program, images)[1]["cycles"]
     dut = Accelerator(program.spec)
 
-    async def bench(ctx):
+    async def bench(ctx: Any) -> None:
         machine = Machine(ctx, dut)
         await machine.load(program.host_writes())
         for after in (50, *range(cycles - 3, cycles + 3)):
@@ -186,11 +279,30 @@ def test_a_stop_leaves_all_registers_clear():
     drive(dut, bench)
 
 
-def test_writes_during_a_run_are_dropped_and_reported():
+def test_a_start_during_a_run_changes_nothing() -> None:
+    program, [images, *_] = small()
+    dut = Accelerator(program.spec)
+
+    async def bench(ctx: Any) -> None:
+        machine = Machine(ctx, dut)
+        await machine.load(program.host_writes())
+        await machine.load(program.image_writes(images))
+        await machine.control(START)
+        for _ in range(40):
+            await machine.control(START)
+            await ctx.tick()
+        assert await machine.register(Register.STATUS) == BUSY
+        assert await machine.wait()
+        assert await machine.results(program, images) == predicted(program, images)
+
+    drive(dut, bench)
+
+
+def test_writes_during_a_run_are_dropped_and_reported() -> None:
     program, [images, others, _] = small()
     dut = Accelerator(program.spec)
 
-    async def bench(ctx):
+    async def bench(ctx: Any) -> None:
         machine = Machine(ctx, dut)
         await machine.load(program.host_writes())
         await machine.load(program.image_writes(images))
@@ -202,98 +314,154 @@ def test_writes_during_a_run_are_dropped_and_reported():
         assert await machine.wait()
         assert await machine.register(Register.ERROR) == ErrorCode.BUSY
         assert await machine.register(Register.STATUS) == DONE | ERROR
-        expected, cycles = predicted(program, images)
-        assert await machine.register(Register.CYCLES) == cycles
+        expected, counters = predicted(program, images)
+        assert await machine.register(Register.CYCLES) == counters["cycles"]
         assert await machine.read(machine.at(Region.RESULTS, 0)) == expected[0] & 0xFFFFFFFF
         assert await machine.run(program, others) == predicted(program, others)
 
     drive(dut, bench)
 
 
-@pytest.mark.parametrize("zero_skip", ["off", "skip"])
-@pytest.mark.parametrize(("rows", "lanes"), [(5, 32), (2, 64), (7, 32)])
-def test_output_words_hold_the_codes_and_nothing_else(rows, lanes, zero_skip):
-    """Whatever was in the memory before, all lanes of an output word are defined by its layer."""
-    rng = np.random.default_rng(rows)
-    array = spec(rows, 2, lanes=lanes, row_tiles_max=32, zero_skip=zero_skip)
-    program = random_program(rng, array, [conv(37, 1, output_planes=2), linear(2)], in_shape=(1, 2, 3), input_bits=1)
-    images = random_images(rng, program, 1)
-    [expected] = golden.execute(program, images, keep=True)
-    assert expected.codes is not None
-    layer = program.parsed[0]
-    words, pixels = layer.output_words, 6
-    codes = expected.codes[0][0].reshape(37, pixels).T
-    dut = Accelerator(array)
+def beats_of(program: Program, gaps: random.Random, share: float) -> Iterator[int | None]:
+    """What the weight stream offers in a run, with gaps."""
+    for beat in program.stream.tolist():
+        while gaps.random() < share:
+            yield None
+        yield beat
 
-    async def bench(ctx):
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_weights_may_come_at_any_pace(share: float) -> None:
+    program, images = CASES["streamed"]("skip")
+    expected, counters = predicted(program, images[:1])
+    dut = Accelerator(program.spec)
+
+    async def bench(ctx: Any) -> None:
+        machine, gaps = Machine(ctx, dut), random.Random(share)
+        await machine.load(program.host_writes())
+        for stopped_after in (100, 350):
+            beats = beats_of(program, gaps, share)
+            await machine.load(program.image_writes(images[:1]))
+            await machine.start(beats)
+            assert not await machine.wait(stopped_after, beats)
+            await machine.control(STOP)
+            await ctx.tick().repeat(2)
+            assert not ctx.get(dut.weights.ready)
+            beats = beats_of(program, gaps, share)
+            results, found = await machine.run(program, images[:1], beats)
+            assert results == expected
+            assert next(beats, None) is None
+            assert found["cycles"] >= counters["cycles"]
+            # What the array computes does not depend on when its weights come.
+            assert {**found, "cycles": 0} == {**counters, "cycles": 0}
+            if not share:
+                assert found == counters
+
+    drive(dut, bench, max_cycles=100_000)
+
+
+def test_a_layer_waits_for_its_weights() -> None:
+    program, images = CASES["streamed"]("off")
+    dut = Accelerator(program.spec)
+
+    async def bench(ctx: Any) -> None:
         machine = Machine(ctx, dut)
-        everything = [(word, chunk) for word in range(array.activation_depth) for chunk in range(array.derived.chunks)]
-        await machine.load(
-            (machine.at(Region.ACTIVATIONS, word, chunk=chunk), 0xFFFFFFFF) for word, chunk in everything
-        )
+        await machine.load(program.host_writes())
+        await machine.load(program.image_writes(images[:1]))
+        await machine.start()
+        assert not await machine.wait(1000)
+        assert await machine.register(Register.STATUS) == BUSY
+        assert await machine.register(Register.BUSY) == 0
+        assert await machine.wait(beats=iter(program.stream.tolist()))
+        assert (await machine.results(program, images[:1]))[0] == predicted(program, images[:1])[0]
+
+    drive(dut, bench, max_cycles=100_000)
+
+
+# Activation memory ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["offsets", "wide", "residual", "grouped", "bases"])
+def test_the_memory_holds_the_codes_and_else_what_it_held(name: str) -> None:
+    """Layers write the granules of their output, all lanes of them, and nothing else."""
+    program, images = CASES[name]("skip")
+    array, images = program.spec, images[:1]
+    expected = bitserial.Machine(program)
+    expected.run(images)
+    dut = Accelerator(array)
+    places = [(word, chunk) for word in range(array.activation_depth) for chunk in range(array.derived.chunks)]
+
+    async def bench(ctx: Any) -> None:
+        machine = Machine(ctx, dut)
+        addresses = [machine.at(Region.ACTIVATIONS, word, chunk=chunk) for word, chunk in places]
+        await machine.load((address, 0xFFFFFFFF) for address in addresses)
         await machine.load(program.host_writes())
         assert await machine.run(program, images) == predicted(program, images)
-        for plane in range(2):
-            stored = []
-            for index in range(pixels * words):
-                address = (layer.output_base + plane * layer.output_plane_stride + index) % array.activation_depth
-                chunks = [
-                    await machine.read(machine.at(Region.ACTIVATIONS, address, chunk=chunk))
-                    for chunk in range(array.derived.chunks)
-                ]
-                stored.append(chunks)
-            lanes_of = unpack_words(np.array(stored, "<u4").view(np.uint8)).reshape(pixels, words, lanes)
-            per_word = array.derived.channels_per_word
-            channels = lanes_of[..., :per_word].reshape(pixels, -1)
-            np.testing.assert_array_equal(channels[:, :37], codes >> plane & 1)
-            assert not channels[:, 37:].any()
-            assert not lanes_of[..., per_word:].any()
+        octets = np.array([await machine.read(address) for address in addresses], "<u4").view(np.uint8)
+        granules = np.stack([octets & 15, octets >> 4], axis=-1).reshape(-1)
+        np.testing.assert_array_equal(granules, expected.activations)
+        assert (granules == 15).any()
 
-    drive(dut, bench, max_cycles=20_000)
+    drive(dut, bench, max_cycles=30_000)
 
 
 # Corrupt descriptors -------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Stop:
-    """Layer in which a program must stop, and why."""
+class Fate:
+    """How a program ends: in which layer, with which error, and after how many cycles at most."""
 
     layer: int
-    codes: tuple[int, ...]
+    error: int
+    cycles: int
 
 
-def predicted_stop(words: np.ndarray, array: ArraySpec) -> Stop:
+def fate(words: npt.NDArray[np.uint32], array: ArraySpec) -> Fate:
     """Follow a descriptor memory to its end or to the first error."""
-    memory = np.zeros(array.descriptor_depth + HEADER_WORDS, np.uint32)
+    memory = np.zeros(array.descriptor_depth, np.uint32)
     memory[: len(words)] = words
-    position = 0
+    position = cycles = 0
     for number in range(array.descriptor_depth):
-        halves = memory[position : position + HEADER_WORDS].view(np.uint16).tolist()
-        fields = dict(zip(FIELD_NAMES, halves, strict=False))
-        for field in descriptor_fields(array):
-            fields[field.name] -= 0x10000 if field.signed and fields[field.name] & 0x8000 else 0
-        wrong = [
-            index
-            for index, field in enumerate(descriptor_fields(array))
-            if not field.low <= fields[field.name] <= field.high
-        ]
-        code = ErrorCode.FIELD | wrong[0] << 16 if wrong else ErrorCode.NONE
-        if position + HEADER_WORDS + fields["passes"] > array.descriptor_depth:
-            return Stop(number, (ErrorCode.END, code) if wrong else (ErrorCode.END,))
+        fields: dict[str, int] = {}
+        wrong: list[int] = []
+        for index, field in enumerate(descriptor_fields(array)):
+            word, bit = FIELD_PLACES[field.name]
+            value = int(memory[(position + word) % len(memory)]) >> bit & ((1 << field.bits) - 1)
+            value -= (1 << field.bits) if field.signed and value >> (field.bits - 1) else 0
+            fields[field.name] = value
+            wrong += [] if field.low <= value <= field.high else [index]
+            if field.name == "passes":
+                position_after = position + HEADER_WORDS + (value & ((1 << field.width) - 1))
+        cycles += HEADER_TO_READY + 100
+        if position_after > array.descriptor_depth:
+            return Fate(number, ErrorCode.END, cycles)
         if wrong:
-            return Stop(number, (code,))
-        if Descriptor(fields=fields, passes=()).window_words > array.window_words_max:
-            return Stop(number, (ErrorCode.WINDOW,))
+            return Fate(number, ErrorCode.FIELD | wrong[0] << 16, cycles)
+        layer = Descriptor(fields=fields, passes=())
+        cycles += most_cycles(layer, array)
+        if sum(layer.plane_words(array)) > array.window_depth:
+            return Fate(number, ErrorCode.WINDOW, cycles)
         if fields["flags"] & FLAG_LAST:
-            return Stop(number, (ErrorCode.NONE,))
-        position += HEADER_WORDS + fields["passes"]
+            return Fate(number, ErrorCode.NONE, cycles)
+        position = position_after
     raise AssertionError("unreachable: every layer has at least a header")
+
+
+def most_cycles(layer: Descriptor, array: ArraySpec) -> int:
+    """Cycles of a layer at most, whatever its passes are."""
+    passes = layer.fields["passes"]
+    operations = passes * (array.window_depth + 7) + 1
+    drain = array.columns * max(array.rows, array.activation_planes_max)
+    loads = array.columns + layer.group_loads(array) + LOAD_LATENCY
+    group = loads + passes + SCHEDULE_OVERHEAD + layer.row_tiles * max(operations, drain)
+    stream = layer.stream_words * array.rows * array.derived.chunks + STREAM_OVERHEAD
+    return stream + -(-layer.pixels // array.columns) * group + drain
 
 
 @given(data=st.data())
 @settings(max_examples=8, deadline=None)
-def test_corrupt_descriptors_stop_with_the_error_and_change_nothing_else(data):
+def test_corrupt_descriptors_stop_with_the_error_and_change_nothing_else(data: st.DataObject) -> None:
     program, [images, *_] = small(data.draw(st.sampled_from(["off", "skip"])))
     masks = st.one_of(st.integers(0, 31).map(lambda bit: 1 << bit), st.integers(1, 2**32 - 1))
     places = st.integers(0, len(program.descriptors) - 1)
@@ -303,25 +471,26 @@ def test_corrupt_descriptors_stop_with_the_error_and_change_nothing_else(data):
     async def corrupted_run(ctx: Any, machine: Machine, index: int, mask: int) -> None:
         words = program.descriptors.copy()
         words[index] ^= np.uint32(mask)
-        stop = predicted_stop(words, program.spec)
+        expected = fate(words, program.spec)
         await machine.load([(machine.at(Region.DESCRIPTORS, index), int(words[index]))])
         await machine.load(program.image_writes(images))
         await machine.control(START)
-        for _ in range(600):
+        for cycle in range(600):
             await ctx.tick()
             if ctx.get(dut.interrupt):
                 break
-            if ctx.get(dut.probe.write) and stop.codes != (ErrorCode.NONE,):
-                assert ctx.get(dut.probe.layer) < stop.layer
+            assert cycle < expected.cycles
+            if ctx.get(dut.probe.write) and expected.error:
+                assert ctx.get(dut.probe.layer) < expected.layer
         if ctx.get(dut.interrupt):
-            assert await machine.register(Register.ERROR) in stop.codes
+            assert await machine.register(Register.ERROR) == expected.error
         else:  # a layer of more work than anybody would wait for
-            assert await machine.register(Register.LAYER) <= stop.layer
+            assert await machine.register(Register.LAYER) <= expected.layer
             await machine.control(STOP)
             await ctx.tick().repeat(2)
         assert not await machine.register(Register.STATUS) & BUSY
 
-    async def bench(ctx):
+    async def bench(ctx: Any) -> None:
         machine = Machine(ctx, dut)
         await machine.load(program.host_writes())
         for index, mask in corruptions:
@@ -333,24 +502,157 @@ def test_corrupt_descriptors_stop_with_the_error_and_change_nothing_else(data):
     drive(dut, bench, max_cycles=20_000)
 
 
+def place(array: ArraySpec, words: npt.NDArray[np.uint32], first: int, name: str, value: int) -> None:
+    """Set a field of the header that starts at word ``first``."""
+    [field] = [field for field in descriptor_fields(array) if field.name == name]
+    word, bit = FIELD_PLACES[name]
+    mask = ((1 << field.bits) - 1) << bit
+    words[first + word] = int(words[first + word]) & ~mask | (value << bit) & mask
+
+
+def corrupted(rng: np.random.Generator, program: Program) -> npt.NDArray[np.uint32]:
+    """Descriptors with a bit flipped, words of noise, or fields that say something else, most of them legal."""
+    array, words = program.spec, program.descriptors.copy()
+    firsts = np.cumsum([0, *(layer.words for layer in program.parsed)])[:-1]
+    kind = rng.integers(4)
+    if kind == 0:
+        words[rng.integers(len(words))] ^= np.uint32(1 << int(rng.integers(32)))
+    elif kind == 1:
+        for _ in range(rng.integers(1, 4)):
+            words[rng.integers(len(words))] = rng.integers(1 << 32)
+    else:
+        fields = descriptor_fields(array)
+        for index in rng.choice(len(fields), rng.integers(1, 6), replace=False).tolist():
+            field, first = fields[index], int(rng.choice(firsts))
+            # Small numbers as often as large ones: those end soon.
+            top = min(field.high, 1 << int(rng.integers(1, 17)))
+            place(array, words, first, field.name, int(rng.integers(field.low, top, endpoint=True)))
+        if kind == 3:
+            layer = int(rng.integers(len(firsts)))
+            passes = range(int(firsts[layer]) + HEADER_WORDS, int(firsts[layer]) + program.parsed[layer].words)
+            words[passes] = rng.integers(1 << 32, size=len(passes))
+    return words
+
+
+def corrupt_runs(
+    simulator: Path, program: Program, images: Images, jobs: list[npt.NDArray[np.uint32]], limit: int
+) -> list[int | None]:
+    """Run with each job's descriptors, then with the Program's own; the last job is one that did not end in time.
+
+    Returns
+    -------
+    list
+        Value of the error register of each job, or None if there is no end within ``limit`` cycles.
+    """
+    array = program.spec
+    register = {name: array.derived.host_address(Region.REGISTERS, Register[name]) for name in ("CONTROL", "ERROR")}
+    results = [array.derived.host_address(Region.RESULTS, index) for index in range(recorder.result_count(program))]
+    counters = [array.derived.host_address(Region.REGISTERS, Register[name.upper()]) for name in COUNTERS]
+    endless = np.resize(program.stream, 1 << 14) if len(program.stream) else program.stream
+
+    def writes(pairs: Iterable[tuple[int, int]]) -> list[int]:
+        return [word for address, data in pairs for word in (commands.WRITE, address, data)]
+
+    def descriptors(words: npt.NDArray[np.uint32]) -> list[int]:
+        return writes(
+            (array.derived.host_address(Region.DESCRIPTORS, index), data) for index, data in enumerate(words.tolist())
+        )
+
+    def run(reads: list[int], stream: npt.NDArray[np.uint32]) -> list[int]:
+        loaded = [*writes(program.image_writes(images)), commands.STREAM, len(stream), *stream.tolist()]
+        started = [*writes([(register["CONTROL"], START)]), commands.RUN, limit, 0]
+        return [*loaded, *started, *(word for address in reads for word in (commands.READ, address))]
+
+    sequence = writes(program.host_writes())
+    for words in jobs:
+        sequence += [*descriptors(words), *run([register["ERROR"]], endless)]
+        sequence += [*descriptors(program.descriptors), *run(results + counters, program.stream)]
+    folder = simulator.parent
+    (folder / "commands").write_bytes(np.array(sequence, np.uint32).tobytes())
+    subprocess.run([simulator, folder / "commands", folder / "records"], check=True)
+    records = iter(np.fromfile(folder / "records", np.uint32).tolist())
+
+    def ended() -> bool:
+        """Pass over the records of a run."""
+        while kind := next(records):
+            for _ in range(2 if kind == commands.LAYER_START else 2 + len(recorder.PROBED)):
+                next(records)
+        return next(records) == 0
+
+    expected, totals = predicted(program, images)
+    errors: list[int | None] = []
+    for _ in jobs:
+        if not ended():
+            return [*errors, None]
+        errors.append(next(records))
+        assert ended()
+        found = np.array([next(records) for _ in results], np.uint32).astype(np.int32).tolist()
+        assert (found, dict(zip(COUNTERS, records, strict=False))) == (expected, totals)
+    return errors
+
+
+@pytest.mark.parametrize("zero_skip", ["off", "skip"])
+def test_thousands_of_corrupt_descriptors_end(zero_skip: ZeroSkip, tmp_path: Path) -> None:
+    """With the error that is predicted, or in as many cycles as the work takes at most."""
+    if not (verilator().path and compiler().path):
+        pytest.skip("no Verilator or no C++ compiler")
+    array = spec(
+        *(4, 2),
+        lanes=64,
+        drain_planes=2,
+        columns_per_copy=2,
+        residual=True,
+        coefficient_bits=4,
+        coefficient_depth=128,
+        weight_stream=True,
+        weight_depth=16,
+        window_depth=32,
+        descriptor_depth=256,
+        zero_skip=zero_skip,
+    )
+    rng = np.random.default_rng(11)
+    layers = [
+        conv(10, 2, output_planes=3),
+        conv(10, 3, padding=1, residual={"source": 0, "weight_encoding": "ternary"}),
+        conv(6, 1, weight_encoding="bipolar_basis", pool=2),
+        linear(3),
+    ]
+    program = random_program(rng, array, layers, in_shape=(3, 5, 5), input_bits=2)
+    assert len(program.stream) > 0
+    images = random_images(rng, program, 1)
+    simulator = tmp_path / "simulator"
+    simulator.symlink_to(build(array))
+    limit = 10_000
+    jobs = [corrupted(rng, program) for _ in range(1200)]
+    fates = [fate(words, array) for words in jobs]
+    seen: dict[int | None, int] = {}
+    while jobs:
+        errors = corrupt_runs(simulator, program, images, jobs[:30], limit)
+        for expected, error in zip(fates, errors, strict=False):
+            assert expected.cycles > limit if error is None else error == expected.error
+            seen[error] = seen.get(error, 0) + 1
+        jobs, fates = jobs[len(errors) :], fates[len(errors) :]
+    codes = {ErrorCode(error & 0xFFFF) for error in seen if error is not None}
+    assert codes == {ErrorCode.NONE, ErrorCode.FIELD, ErrorCode.WINDOW, ErrorCode.END}
+    assert seen[ErrorCode.NONE] > 100
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"pool_height": 16}, ErrorCode.FIELD | FIELD_NAMES.index("pool_height") << 16),
+        ({"pool_height": 16}, ErrorCode.FIELD | list(FIELD_PLACES).index("pool_height") << 16),
         ({"kernel_height": 40}, ErrorCode.WINDOW),
     ],
 )
-def test_the_layer_register_names_the_layer_with_the_error(changes, code):
+def test_the_layer_register_names_the_layer_with_the_error(changes: dict[str, int], code: int) -> None:
     program, [images, *_] = small()
     dut = Accelerator(program.spec)
-    first = program.parsed[0].words
     words = program.descriptors.copy()
     for name, value in changes.items():
-        index, half = divmod(FIELD_NAMES.index(name), 2)
-        words.view(np.uint16)[2 * (first + index) + half] = value
+        place(program.spec, words, program.parsed[0].words, name, value)
     broken = [(dut.spec.derived.host_address(Region.DESCRIPTORS, index), int(word)) for index, word in enumerate(words)]
 
-    async def bench(ctx):
+    async def bench(ctx: Any) -> None:
         machine = Machine(ctx, dut)
         await machine.load(program.host_writes())
         await machine.load(broken)

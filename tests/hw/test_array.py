@@ -11,23 +11,37 @@ from bitwright.hw.isa import ArraySpec
 from drive import CONTROLS, accumulated, drive, random_word
 
 
+def array_spec(**parameters):
+    return ArraySpec(rows=4, drain_planes=1, **parameters)
+
+
 @given(
-    rows=st.integers(1, 5),
     columns=st.integers(1, 4),
     lanes=st.sampled_from([32, 64]),
     width=st.integers(8, 20),
+    coefficient_bits=st.sampled_from([0, 0, 2, 9]),
     zero_skip=st.sampled_from(["off", "gate", "skip"]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=15, deadline=None)
-def test_every_pe_and_column_sum_accumulates_and_drains(rows, columns, lanes, width, zero_skip, seed):
-    dut = PEArray(ArraySpec(rows=rows, columns=columns, lanes=lanes, accumulator_width=width, zero_skip=zero_skip))
+def test_every_pe_and_column_sum_accumulates_and_drains(columns, lanes, width, coefficient_bits, zero_skip, seed):
+    spec = array_spec(
+        columns=columns,
+        lanes=lanes,
+        accumulator_width=width,
+        coefficient_bits=coefficient_bits,
+        zero_skip=zero_skip,
+    )
+    rows = spec.rows
+    dut = PEArray(spec)
+    half = 1 << max(coefficient_bits - 1, 0)
+    latency = OPERAND_TO_LOAD + spec.derived.multiply_stages
 
     async def bench(ctx):
         rng = random.Random(seed)
-        # Sums of every cycle so far: rows, then the column sum; an operand is in them OPERAND_TO_LOAD cycles later.
+        # Sums of every cycle so far: rows, then the column sum; an operand is in them `latency` cycles later.
         sums = np.zeros((rows + 1, columns), object)
-        history = [sums.copy() for _ in range(OPERAND_TO_LOAD)]
+        history = [sums.copy() for _ in range(latency)]
         chain = np.zeros_like(sums)
         for cycle in range(80):
             assert [ctx.get(dut.sums[row]) for row in range(rows)] == chain[:-1, 0].tolist(), cycle
@@ -36,20 +50,32 @@ def test_every_pe_and_column_sum_accumulates_and_drains(rows, columns, lanes, wi
             activations = [random_word(rng, lanes) for _ in range(columns)]
             control = {name: rng.random() < 0.7 for name in CONTROLS}
             active = [rng.random() < 0.7 and control["valid"] for _ in range(columns)]
+            residual, bipolar = rng.random() < 0.3, rng.random() < 0.5
             load, shift = rng.random() < 0.2, rng.random() < 0.6
+            coefficients = [rng.choice([-half, half - 1, rng.randrange(-half, half)]) for _ in range(rows)]
             ctx.set(dut.weights, weights)
             ctx.set(dut.activations, activations)
             ctx.set(dut.active, sum(bit << column for column, bit in enumerate(active)))
-            ctx.set(dut.control, control)
+            ctx.set(dut.residual, residual)
+            if coefficient_bits:
+                ctx.set(dut.coefficients, coefficients)
+                ctx.set(dut.control, control | {"bipolar": bipolar})
+            else:
+                ctx.set(dut.control, control)
             ctx.set(dut.load, load)
             ctx.set(dut.shift, shift)
             await ctx.tick()
-            valid = control.pop("valid")
-            if valid:
+            if control.pop("valid"):
                 for (row, column), before in np.ndenumerate(sums):
-                    word = activations[column] & ([*weights, -1][row])
-                    count = word.bit_count() if active[column] else 0
-                    sums[row, column] = accumulated(before, count, width, **control)
+                    ones = activations[column].bit_count()
+                    if row == rows:
+                        addend = 0 if residual else ones
+                    else:
+                        addend = (activations[column] & weights[row]).bit_count()
+                        if coefficient_bits:
+                            doubled = bipolar and not residual
+                            addend = coefficients[row] * (2 * addend - ones if doubled else addend)
+                    sums[row, column] = accumulated(before, addend if active[column] else 0, width, **control)
             history.append(sums.copy())
             if load:
                 chain = history[cycle].copy()
@@ -61,7 +87,7 @@ def test_every_pe_and_column_sum_accumulates_and_drains(rows, columns, lanes, wi
 
 @pytest.mark.parametrize("zero_skip", ["off", "gate", "skip"])
 def test_operands_of_an_inactive_column_are_held_still_only_with_zero_skip(zero_skip):
-    dut = PEArray(ArraySpec(rows=1, columns=2, lanes=32, zero_skip=zero_skip))
+    dut = PEArray(array_spec(columns=2, lanes=32, zero_skip=zero_skip))
     m = dut.elaborate(None)
     first, second = m.submodules.pe_0_0, m.submodules.pe_0_1
 

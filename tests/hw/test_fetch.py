@@ -1,119 +1,112 @@
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from amaranth.hdl import Module, Signal
-from amaranth.lib import memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitwright.hw.fetch import PixelWalker, WindowScanner, coordinate_width
-from bitwright.hw.isa import FLAG_RAW, SCAN_OVERHEAD, ArraySpec
+from bitwright.hw.fetch import PixelWalker, WindowLoader, coordinate_width, descriptor_layout
+from bitwright.hw.isa import BANK, FLAG_RAW, GRANULE, LOAD_LATENCY, ArraySpec, Descriptor, descriptor_fields
 from drive import drive, header, wrap
 
-SPEC = ArraySpec(activation_depth=256, window_words_max=32)
+BANK_GRANULES = BANK // GRANULE
+SPEC = ArraySpec(activation_depth=256, window_depth=64)
 
 
-@st.composite
-def layers(draw: st.DrawFn) -> dict[str, int]:
-    """Descriptors of small windows over small images; the address steps need not fit the geometry."""
-    step = st.integers(0, 0xFFFF)
-    small = st.integers(1, 3)
-    return header(
-        flags=draw(st.sampled_from([0, FLAG_RAW])),
-        activation_planes=draw(small),
-        input_height=draw(st.integers(1, 5)),
-        input_width=draw(st.integers(1, 5)),
-        input_words=draw(small),
-        input_plane_stride=draw(step),
-        kernel_height=draw(small),
-        kernel_width=draw(small),
-        tap_y_stride=draw(step),
-        tap_x_stride=draw(step),
-        dilation=draw(small),
-        images=draw(st.integers(1, 2)),
-        output_height=draw(small),
-        output_width=draw(small),
-        pool_height=draw(small),
-        pool_width=draw(small),
-        start_address=draw(step),
-        start_y=draw(st.integers(-3, 2)),
-        start_x=draw(st.integers(-3, 2)),
-        image_address_step=draw(step),
-        output_y_address_step=draw(step),
-        output_x_address_step=draw(step),
-        pool_y_address_step=draw(step),
-        pool_x_address_step=draw(step),
-        output_y_step=draw(small),
-        output_x_step=draw(small),
-        pool_y_step=draw(small),
-        pool_x_step=draw(small),
-        output_planes=draw(small),
-        output_base=draw(step),
-        output_words=draw(small),
-    )
-
-
-@dataclass(frozen=True)
-class Window:
-    """Where a window starts, and its place in its pooling window."""
-
-    address: int
-    y: int
-    x: int
-    pool_first: bool
-    pool_last: bool
-
-
-def windows(layer: dict[str, int]) -> list[Window]:
-    """All windows of a layer, in the order in which they are computed."""
-    levels = ("images", "output_height", "output_width", "pool_height", "pool_width")
-    found = []
-    for image, *position in itertools.product(*(range(layer[level]) for level in levels)):
-        output_y, output_x, pool_y, pool_x = position
-        address = (
-            layer["start_address"]
-            + image * layer["image_address_step"]
-            + output_y * layer["output_y_address_step"]
-            + output_x * layer["output_x_address_step"]
-            + pool_y * layer["pool_y_address_step"]
-            + pool_x * layer["pool_x_address_step"]
-        )
-        y = layer["start_y"] + output_y * layer["output_y_step"] + pool_y * layer["pool_y_step"]
-        x = layer["start_x"] + output_x * layer["output_x_step"] + pool_x * layer["pool_x_step"]
-        last = (layer["pool_height"] - 1, layer["pool_width"] - 1)
-        pool = (pool_y, pool_x)
-        found.append(Window(address % SPEC.activation_depth, y, x, pool == (0, 0), pool == last))
-    return found
+def test_a_descriptor_keeps_the_bits_of_its_fields():
+    layout = descriptor_layout(SPEC)
+    for field in descriptor_fields(SPEC):
+        assert layout[field.name].width == field.width
+        assert getattr(layout[field.name].shape, "signed", False) == field.signed
+    assert [name for name, _ in layout] == [field.name for field in descriptor_fields(SPEC)]
 
 
 # PixelWalker ---------------------------------------------------------------------------------------------------------
 
+LEVELS = ("image", "output_y", "output_x", "pool_y", "pool_x")
 
-@given(layer=layers(), seed=st.integers(0, 2**32))
+
+@st.composite
+def walks(draw: st.DrawFn) -> dict[str, int]:
+    """Descriptors whose steps need not fit any geometry."""
+    step, small = st.integers(0, 0xFFFFFFFF), st.integers(1, 3)
+    coordinate = st.integers(0, 3)
+    steps = [f"{level}_step" for level in LEVELS]
+    steps += ["start_position", "residual_base", *(f"residual_{level}_step" for level in ("image", "y", "x"))]
+    return header(
+        **{name: draw(step) for name in steps},
+        images=draw(st.integers(1, 2)),
+        **{name: draw(small) for name in ("output_height", "output_width", "pool_height", "pool_width")},
+        start_y=draw(st.integers(-3, 2)),
+        start_x=draw(st.integers(-3, 2)),
+        output_y_rows=draw(coordinate),
+        pool_y_rows=draw(coordinate),
+    )
+
+
+def walk(layer: dict[str, int], spec: ArraySpec) -> Iterator[tuple[int, ...]]:
+    """Position, residual position, y, x, pool_first and pool_last of each window, in order."""
+    limits = ("images", "output_height", "output_width", "pool_height", "pool_width")
+    granules = spec.activation_depth * spec.derived.granules
+    for counts in itertools.product(*(range(layer[limit]) for limit in limits)):
+        image, output_y, output_x, pool_y, pool_x = counts
+        steps = sum(count * layer[f"{level}_step"] for count, level in zip(counts, LEVELS, strict=True))
+        residual = (
+            layer["residual_base"]
+            + image * layer["residual_image_step"]
+            + output_y * layer["residual_y_step"]
+            + output_x * layer["residual_x_step"]
+        )
+        y = layer["start_y"] + output_y * layer["output_y_rows"] + pool_y * layer["pool_y_rows"]
+        x = layer["start_x"] + output_x * layer["output_x_step"] + pool_x * layer["pool_x_step"]
+        yield (
+            (layer["start_position"] + steps) % granules,
+            residual % granules if spec.residual else 0,
+            wrap(y, coordinate_width(spec)),
+            wrap(x, coordinate_width(spec)),
+            int((pool_y, pool_x) == (0, 0)),
+            int((pool_y, pool_x) == (layer["pool_height"] - 1, layer["pool_width"] - 1)),
+        )
+
+
+def masked(layer: dict[str, int], spec: ArraySpec) -> dict[str, int]:
+    """The bits of each field that the hardware keeps."""
+    kept = {field.name: layer[field.name] & ((1 << field.width) - 1) for field in descriptor_fields(spec)}
+    return {
+        field.name: wrap(kept[field.name], field.width) if field.signed else kept[field.name]
+        for field in descriptor_fields(spec)
+    }
+
+
+@given(layer=walks(), residual=st.booleans(), seed=st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
-def test_walker_visits_every_window_once_and_in_order(layer, seed):
-    dut = PixelWalker(SPEC)
-    expected = windows(layer)
+def test_walker_visits_every_window_once_and_in_order(layer, residual, seed):
+    spec = dataclasses.replace(SPEC, residual=residual)
+    dut = PixelWalker(spec)
+    layer = masked(layer, spec)
+    expected = list(walk(layer, spec))
 
     async def bench(ctx):
         rng = random.Random(seed)
         ctx.set(dut.layer, layer)
-        for walk in (expected[: len(expected) // 2], expected):  # a start in the middle of a walk starts over
+        for part in (expected[: len(expected) // 2], expected):  # a start in the middle of a walk starts over
             ctx.set(dut.start, 1)
             await ctx.tick()
             ctx.set(dut.start, 0)
-            for window in walk:
+            for window in part:
                 while rng.random() < 0.3:
                     ctx.set(dut.step, 0)
                     await ctx.tick()
                 assert not ctx.get(dut.done)
-                ports = (dut.address, dut.y, dut.x, dut.pool_first, dut.pool_last)
-                assert Window(*(ctx.get(port) for port in ports)) == window
+                ports = (dut.position, dut.residual_position, dut.y, dut.x, dut.pool_first, dut.pool_last)
+                assert tuple(ctx.get(port) for port in ports) == window
                 ctx.set(dut.step, 1)
                 await ctx.tick()
             ctx.set(dut.step, 0)
@@ -123,180 +116,437 @@ def test_walker_visits_every_window_once_and_in_order(layer, seed):
 
 
 def test_coordinates_hold_any_image_and_padding():
-    # The largest image has one word a pixel and one row; the greatest padding is 128.
+    # The largest image fills the memory, or its field; padding may be as wide on either side.
     for depth in (2, 256, 1 << 16):
-        width = coordinate_width(ArraySpec(activation_depth=depth))
-        for coordinate in (-128, depth - 1 + 128):
-            assert wrap(coordinate, width) == coordinate
+        spec = ArraySpec(activation_depth=depth)
+        size = min(depth * spec.derived.granules, 0xFFFF)
+        for coordinate in (-size, 2 * size - 1):
+            assert wrap(coordinate, coordinate_width(spec)) == coordinate
 
 
-# WindowScanner -------------------------------------------------------------------------------------------------------
+# WindowLoader --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Group:
-    """What the scanner must say of a group of windows."""
+class Scene:
+    """A layer with what is in memory, and what its windows hold, found from the coordinates of the images.
 
-    known: dict[str, int]
-    addresses: list[int]
+    Windows are lists of planes, a plane one of words, the granules beyond its last zero.
+    """
+
+    spec: ArraySpec
+    fields: dict[str, int]
+    memory: npt.NDArray[np.int64]
+    windows: list[list[list[int]]]
     pool_ends: list[tuple[bool, bool]]
-    lists: list[list[dict[str, int]]]
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor(fields=self.fields, passes=())
+
+    def read(self, position: int) -> int:
+        """What a copy of the memory delivers: the granules from the start of the position's bank, each at its place."""
+        start, places = position // BANK_GRANULES * BANK_GRANULES, self.spec.derived.granules
+        return join(self.memory.take([start + (place - start) % places for place in range(places)], mode="wrap"))
+
+    def groups(self) -> list[list[int]]:
+        """Numbers of the windows of each group."""
+        numbers = list(range(len(self.windows)))
+        return [numbers[start:][: self.spec.columns] for start in range(0, len(numbers), self.spec.columns)]
 
 
-def groups(layer: dict[str, int], spec: ArraySpec, nonzero: list[list[int]]) -> list[Group]:
-    """The windows of a layer in groups of ``columns``, with the words to compute of each plane."""
-    found = []
-    output = layer["output_base"]
-    steps = spec.rows if layer["flags"] & FLAG_RAW else layer["output_planes"]
-    chunks = [windows(layer)[start:][: spec.columns] for start in range(0, len(windows(layer)), spec.columns)]
-    window_words = layer["kernel_height"] * layer["kernel_width"] * layer["input_words"]
-    for chunk in chunks:
-        lists = []
-        for plane in range(layer["activation_planes"]):
-            entries = [entry(layer, spec, nonzero, chunk, plane, word) for word in range(window_words)]
-            lists.append([item for item in entries if item["active"] or spec.zero_skip != "skip"])
-        known = {
-            "valid": (1 << len(chunk)) - 1,
-            "output_address": output & 0xFFFF,
-            "drain_cycles": len(chunk) * steps,
-            "window_words": window_words,
-            "last": int(chunk is chunks[-1]),
-        }
-        pool_ends = [(window.pool_first, window.pool_last) for window in chunk]
-        found.append(Group(known, [window.address for window in chunk], pool_ends, lists))
-        output += layer["output_words"] * sum(window.pool_last for window in chunk)
-    return found
+def join(granules: npt.ArrayLike) -> int:
+    """Word of granules."""
+    return sum(int(granule) << place * GRANULE for place, granule in enumerate(np.asarray(granules)))
 
 
-def entry(
-    layer: dict[str, int], spec: ArraySpec, nonzero: list[list[int]], chunk: list[Window], plane: int, word: int
-) -> dict[str, int]:
-    """One word of the windows of a group: kernel row, kernel column, word of the pixel."""
-    tap_y, rest = divmod(word, layer["kernel_width"] * layer["input_words"])
-    tap_x, pixel_word = divmod(rest, layer["input_words"])
-    offset = (
-        plane * layer["input_plane_stride"] + tap_y * layer["tap_y_stride"] + tap_x * layer["tap_x_stride"] + pixel_word
+def words(granules: npt.NDArray[np.int64], spec: ArraySpec) -> list[int]:
+    """Words of a plane of a window."""
+    places = spec.derived.granules
+    return [join(granules[start:][:places]) for start in range(0, len(granules), places)]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Convolution and pooling along one axis of an image; of the output pixels, a few in a row."""
+
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    pool: int
+    pool_stride: int
+    first: int
+    outputs: int
+
+    def tap(self, output: int, pool: int, tap: int) -> int:
+        """Coordinate, negative or beyond the size in the padding."""
+        return ((self.first + output) * self.pool_stride + pool) * self.stride - self.padding + tap * self.dilation
+
+
+def random_axis(rng: random.Random, pooled: bool) -> Axis:
+    axis = Axis(
+        size=rng.randint(1, 6),
+        kernel=rng.randint(1, 3),
+        stride=rng.randint(1, 3),
+        padding=rng.randint(0, 5),
+        dilation=rng.choice([1, 1, 1, 2, 3]),
+        pool=rng.randint(1, 2) if pooled else 1,
+        pool_stride=rng.randint(1, 3) if pooled else 1,
+        first=0,
+        outputs=1,
     )
-    active = 0
-    for column, window in enumerate(chunk):
-        y, x = window.y + tap_y * layer["dilation"], window.x + tap_x * layer["dilation"]
-        inside = 0 <= y < layer["input_height"] and 0 <= x < layer["input_width"]
-        flag = spec.zero_skip == "off" or nonzero[column][(window.address + offset) % spec.activation_depth]
-        active |= int(inside and flag) << column
-    return {"offset": offset % spec.activation_depth, "word": word, "active": active}
+    extent = axis.dilation * (axis.kernel - 1) + (axis.pool - 1) * axis.stride + 1
+    missing = max(0, extent - axis.size - 2 * axis.padding)  # padded until a window fits
+    axis = dataclasses.replace(axis, padding=axis.padding + (missing + 1) // 2)
+    convolved = (axis.size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1) // axis.stride + 1
+    pixels = (convolved - axis.pool) // axis.pool_stride + 1
+    outputs = min(rng.randint(1, 4), pixels)
+    return dataclasses.replace(axis, first=rng.randint(0, pixels - outputs), outputs=outputs)
 
 
-class Scan:
-    """A scanner with the zero flags of each column in a memory, and the cycles in which its groups become ready."""
+def random_spec(rng: random.Random) -> ArraySpec:
+    columns_per_copy = rng.choice([1, 2, 4])
+    return ArraySpec(
+        rows=4,
+        columns=columns_per_copy * rng.randint(1, 3),
+        lanes=rng.choice([32, 64, 128]),
+        columns_per_copy=columns_per_copy,
+        activation_planes_max=rng.choice([2, 3, 8]),
+        drain_planes=rng.choice([1, 2]),
+        residual=rng.random() < 0.5,
+        activation_depth=256,
+        window_depth=256,
+        result_depth=rng.choice([2, 1 << 14]),
+        zero_skip=rng.choice(["off", "gate", "skip"]),
+    )
 
-    def __init__(self, spec: ArraySpec, nonzero: list[list[int]]) -> None:
-        self.dut = dut = WindowScanner(spec)
+
+def random_scene(rng: random.Random) -> Scene:
+    """A layer of any geometry: convolutions, grouped or not, pooled or with a residual addend, and linear layers."""
+    spec = random_spec(rng)
+    places = spec.derived.granules
+    addend = spec.residual and rng.random() < 0.5
+    planes = rng.randint(1, min(3, spec.activation_planes_max))
+    images = rng.randint(1, 2)
+    pooled = not addend and rng.random() < 0.5
+    y_axis, x_axis = random_axis(rng, pooled), random_axis(rng, pooled)
+    unit = rng.choice([1, 1, BANK_GRANULES])  # in which positions and sizes are given
+    pixel = -(-rng.choice([1, 2, 3, 4, 5, 8, places // 2, places - 1, places, places + 1]) // unit) * unit
+    linear = rng.choice([False, False, False, True])
+    if linear:  # the image, flattened, is one pixel
+        pixel = rng.randint(1, 5 * places)
+        images = rng.randint(1, 2 * spec.columns + 1)
+        y_axis = x_axis = Axis(
+            size=1, kernel=1, stride=1, padding=0, dilation=1, pool=1, pool_stride=1, first=0, outputs=1
+        )
+    part = range(pixel)
+    if rng.random() < 0.5 and not linear:  # the granules of a group of channels
+        first = rng.randint(0, pixel - 1) // unit * unit
+        part = range(first, rng.randint(first + 1, pixel))
+
+    # In memory the images' planes lie somewhere, then the residual's.
+    def somewhere(least: int) -> int:
+        return -(-(least + rng.randint(0, 7)) // unit) * unit
+
+    stride = somewhere(images * y_axis.size * x_axis.size * pixel)
+    outputs = (images, y_axis.outputs, x_axis.outputs)
+    residual_granules = rng.randint(1, 2 * places + 1)
+    residual_pixel = -(-(residual_granules + rng.randint(0, 2)) // unit) * unit
+    residual_stride = somewhere(int(np.prod(outputs)) * residual_pixel)
+    residual_planes = rng.randint(1, min(2, spec.activation_planes_max)) if addend else 0
+    needed = planes * stride + 16 + residual_planes * residual_stride
+    # Steps and paddings are smaller than the memory, too.
+    needed = max(needed, *(pixel * (axis.padding + axis.stride * axis.pool_stride + 1) for axis in (y_axis, x_axis)))
+    depth = 1 << (-(-needed // places) - 1).bit_length()
+    spec = dataclasses.replace(spec, activation_depth=max(2, depth))
+    size = spec.activation_depth * places
+    bits = np.random.default_rng(rng.getrandbits(32))
+    density = rng.choice([0.05, 0.5, 1.0])
+    memory = bits.integers(0, 1 << GRANULE, size) * (bits.random(size) < density)
+    base = somewhere(rng.randint(0, size - 1))
+    residual_base = somewhere(base + planes * stride)
+
+    def planes_at(start: int, plane_stride: int, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        """Tensor (plane, image, y, x, granule) of what lies in memory."""
+        inner = np.arange(np.prod(shape[1:])).reshape(shape[1:])
+        numbers = start + plane_stride * np.arange(shape[0]).reshape(-1, *[1] * len(shape[1:])) + inner
+        return memory.take(numbers, mode="wrap")
+
+    tensor = planes_at(base, stride, (planes, images, y_axis.size, x_axis.size, pixel))
+    residual = planes_at(residual_base, residual_stride, (residual_planes, *outputs, residual_pixel))
+
+    whole_rows = x_axis.dilation == 1 and len(part) == pixel
+    taps = 1 if whole_rows else x_axis.kernel
+    run = x_axis.kernel * pixel if whole_rows else len(part)
+    row, conv_y, conv_x = x_axis.size * pixel, x_axis.size * pixel * y_axis.stride, pixel * x_axis.stride
+    start_position = base + y_axis.tap(0, 0, 0) * row + x_axis.tap(0, 0, 0) * pixel + part[0]
+    distances = (start_position, row, pixel * x_axis.stride, pixel * x_axis.dilation, stride)
+    residual_distances = (residual_base, residual_pixel, residual_stride) if addend else ()
+    aligned = not any(distance % BANK_GRANULES for distance in (*distances, *residual_distances))
+    # A chunk from any position must not reach beyond a word; if all begin with a bank, it may be a word.
+    longest = spec.derived.chunk_unaligned
+    chunk = rng.randint(-(-longest // 4), longest)
+    if aligned:
+        chunk = rng.randint(1, places // BANK_GRANULES) * BANK_GRANULES
+    fields = {
+        **header(),
+        "flags": rng.choice([0, FLAG_RAW]),
+        "start_position": start_position % size,
+        "image_step": y_axis.size * row,
+        "output_y_step": conv_y * y_axis.pool_stride,
+        "output_x_step": conv_x * x_axis.pool_stride,
+        "pool_y_step": conv_y,
+        "pool_x_step": conv_x,
+        "tap_y_step": row * y_axis.dilation,
+        "tap_x_step": pixel * x_axis.dilation,
+        "input_plane_stride": stride % size,
+        "residual_base": residual_base % size,
+        "residual_image_step": outputs[1] * outputs[2] * residual_pixel,
+        "residual_y_step": outputs[2] * residual_pixel,
+        "residual_x_step": residual_pixel,
+        "residual_plane_stride": residual_stride % size,
+        "output_base": rng.randint(0, size - 1),
+        "activation_planes": planes,
+        "residual_planes": residual_planes,
+        "input_height": y_axis.size,
+        "input_width": row,
+        "kernel_height": y_axis.kernel,
+        "kernel_width": taps,
+        "run_granules": run,
+        "residual_granules": residual_granules if addend else 1,
+        "chunk_granules": chunk,
+        "tap_y_rows": y_axis.dilation,
+        "images": images,
+        "output_height": outputs[1],
+        "output_width": outputs[2],
+        "pool_height": y_axis.pool,
+        "pool_width": x_axis.pool,
+        "start_y": y_axis.tap(0, 0, 0),
+        "start_x": x_axis.tap(0, 0, 0) * pixel + part[0],
+        "output_y_rows": y_axis.stride * y_axis.pool_stride,
+        "pool_y_rows": y_axis.stride,
+        "output_planes": rng.randint(1, spec.activation_planes_max),
+        "output_granules": rng.randint(0, 5),
+    }
+
+    def window(plane: int, image: int, at: list[int]) -> npt.NDArray[np.int64]:
+        """Granules of a plane of a window, from coordinates."""
+        parts = []
+        for tap_y, tap_x in itertools.product(range(y_axis.kernel), range(x_axis.kernel)):
+            y, x = y_axis.tap(at[0], at[2], tap_y), x_axis.tap(at[1], at[3], tap_x)
+            inside = 0 <= y < y_axis.size and 0 <= x < x_axis.size
+            parts.append(tensor[plane, image, y, x, part] if inside else np.zeros(len(part), np.int64))
+        return np.concatenate(parts)
+
+    windows, pool_ends = [], []
+    for image, *at in itertools.product(*map(range, (*outputs, y_axis.pool, x_axis.pool))):
+        held = [words(window(plane, image, at), spec) for plane in range(planes)]
+        held += [words(addends[image, at[0], at[1], :residual_granules], spec) for addends in residual]
+        windows.append(held)
+        pool_ends.append((at[2:] == [0, 0], at[2:] == [y_axis.pool - 1, x_axis.pool - 1]))
+    total = sum(map(len, windows[0]))
+    spec = dataclasses.replace(spec, window_depth=max(2, 1 << (total - 1).bit_length()))  # often just enough
+    return Scene(spec, fields, memory, windows, pool_ends)
+
+
+class Load:
+    """A loader with a memory that answers its reads, and buffers that keep its writes."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.dut = dut = WindowLoader(scene.spec)
         self.module = m = Module()
         self.cycle = Signal(32)
-        self.ready: list[int] = []
         m.submodules.dut = dut
         m.d.sync += self.cycle.eq(self.cycle + 1)
-        for column, flags in enumerate(nonzero):
-            m.submodules[f"flags_{column}"] = store = memory.Memory(shape=1, depth=spec.activation_depth, init=flags)
-            port = store.read_port()
-            m.d.comb += [port.addr.eq(dut.flag_addresses[column]), dut.nonzero[column].eq(port.data)]
+        self.starts: list[int] = []
+        self.loading: list[int] = []
+        self.ready: list[int] = []
+        self.started: list[int] = []
+        self.listed: list[list[int]] = []  # lengths of the lists, at the time when each plane has been loaded
+        self.overflows = 0
+        self.buffers: list[dict[int, int]] = [{} for _ in range(scene.spec.columns)]
 
-    def drive(self, layer: dict[str, int], bench: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
-        """Start the layer in cycle 0, then run the testbench."""
+    async def start(self, ctx: Any) -> None:
+        """Start the layer."""
+        self.starts.append(ctx.get(self.cycle))
+        ctx.set(self.dut.layer, masked(self.scene.fields, self.scene.spec))
+        ctx.set(self.dut.start, 1)
+        await ctx.tick()
+        ctx.set(self.dut.start, 0)
 
-        async def start(ctx: Any) -> None:
-            ctx.set(self.dut.layer, layer)
-            ctx.set(self.dut.start, 1)
-            await ctx.tick()
-            ctx.set(self.dut.start, 0)
-            await bench(ctx)
+    def drive(self, bench: Any, max_cycles: int = 50_000) -> None:
+        """Run the testbench, with the memory."""
+        dut, scene, depth = self.dut, self.scene, self.scene.spec.window_depth
 
         async def watch(ctx: Any) -> None:
-            before = 0
-            async for _, _, ready, cycle in ctx.tick().sample(self.dut.ready, self.cycle):
+            before, planes_before = 0, 0
+            watched = (
+                self.cycle,
+                dut.started,
+                dut.loaded_planes,
+                dut.ready,
+                dut.loading,
+                dut.overflow,
+                dut.read,
+                dut.read_position.as_value(),
+            )
+            writes = (dut.window_write, dut.window_write_address, dut.window_write_data.as_value())
+            position_width, lanes = scene.spec.derived.position_width, scene.spec.lanes
+            rng = random.Random(1)
+            async for _, _, *values in ctx.tick().sample(*watched, *writes):
+                cycle, started, planes, ready, loading, overflow, read, positions, write, address, data = values
                 if ready and not before:
                     self.ready.append(cycle)
                 before = ready
+                if started:
+                    self.started.append(cycle)
+                    self.listed.append([])
+                if planes > planes_before:
+                    assert planes == planes_before + 1
+                    self.listed[-1].append(ctx.get(dut.group.lengths[planes_before]))
+                planes_before = planes
+                if loading:
+                    self.loading.append(cycle)
+                self.overflows += overflow
+                assert not (overflow and write)
+                answers = 0
+                for copy in range(scene.spec.derived.copies):
+                    position = positions >> copy * position_width & (1 << position_width) - 1
+                    answer = scene.read(position) if read else rng.getrandbits(lanes)
+                    answers |= answer << copy * lanes
+                ctx.set(dut.read_data.as_value(), answers)
+                for column, buffer in enumerate(self.buffers):
+                    if write >> column & 1:
+                        assert address < 2 * depth
+                        buffer[address] = data >> column * lanes & (1 << lanes) - 1
 
-        drive(self.module, start, background=watch)
+        drive(self.module, bench, background=watch, max_cycles=max_cycles)
 
-    async def read_list(self, ctx: Any, buffer: int, plane: int, length: int) -> list[dict[str, int]]:
-        """Read the word list of a plane."""
+    async def read_list(self, ctx: Any, buffer: int, base: int, length: int) -> list[tuple[int, int]]:
+        """Read the word list of a plane: words and active columns."""
         dut, entries = self.dut, []
         ctx.set(dut.list_buffer, buffer)
-        ctx.set(dut.list_plane, plane)
         for index in range(length):
+            ctx.set(dut.list_address, base + index)
             ctx.set(dut.list_index, index)
             await ctx.tick()
-            entries.append({name: ctx.get(dut.entry[name]) for name in ("offset", "word", "active")})
+            entries.append((ctx.get(dut.entry.word), ctx.get(dut.entry.active)))
         return entries
 
 
-@given(
-    layer=layers(),
-    columns=st.integers(1, 4),
-    planes_max=st.sampled_from([3, 8]),
-    zero_skip=st.sampled_from(["off", "gate", "skip"]),
-    zeros=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
-    patience=st.sampled_from([0, 40]),
-    seed=st.integers(0, 2**32),
-)
+def word_list(scene: Scene, group: list[int], plane: int) -> list[tuple[int, int]]:
+    """What the list of a plane of a group must hold."""
+    entries = []
+    for word in range(len(scene.windows[group[0]][plane])):
+        held = [scene.windows[window][plane][word] for window in group]
+        active = sum(int(scene.spec.zero_skip == "off" or value != 0) << column for column, value in enumerate(held))
+        if active or scene.spec.zero_skip != "skip":
+            entries.append((word, active))
+    return entries
+
+
+@given(rng=st.randoms(use_true_random=True))
 @settings(max_examples=40, deadline=None)
-def test_scanner_lists_the_words_to_compute(layer, columns, planes_max, zero_skip, zeros, patience, seed):
-    spec = dataclasses.replace(SPEC, rows=3, columns=columns, activation_planes_max=planes_max, zero_skip=zero_skip)
-    rng = random.Random(seed)
-    nonzero = [[int(rng.random() >= zeros) for _ in range(spec.activation_depth)] for _ in range(columns)]
-    expected = groups(layer, spec, nonzero)
-    waits = [rng.randint(0, patience) for _ in expected]
-    scan = Scan(spec, nonzero)
-    dut = scan.dut
-    taken = []
+def test_loader_fills_the_window_buffer_and_lists_its_words(rng):
+    scene = random_scene(rng)
+    spec, fields, descriptor = scene.spec, scene.fields, scene.descriptor
+    groups = scene.groups()
+    # Some groups are taken in the very cycle in which the walk of the next one ends.
+    walk_ends = max(0, spec.columns - 1 - LOAD_LATENCY)
+    patience = rng.choice([[0], [0, walk_ends, walk_ends + 1], range(200)])
+    waits = [[rng.choice(patience) for _ in groups] for _ in range(2)]
+    load = Load(scene)
+    dut = load.dut
+    taken: list[list[int]] = [[], []]
+    plane_words = descriptor.plane_words(spec)
+    bases = list(itertools.accumulate(plane_words, initial=0))[:-1]
+
+    def check_windows(group: list[int], buffer: int) -> None:
+        for column, store in enumerate(load.buffers):
+            for plane, (base, length) in enumerate(zip(bases, plane_words, strict=True)):
+                first = buffer * spec.window_depth + base
+                held = [store[first + word] for word in range(length)]
+                assert held == (scene.windows[group[column]][plane] if column < len(group) else [0] * length)
 
     async def bench(ctx):
-        for group, wait in zip(expected, waits, strict=True):
-            while not ctx.get(dut.ready):
-                assert not ctx.get(dut.overflow)
+        for run in range(2):  # a layer leaves the loader as it was
+            await load.start(ctx)
+            output = fields["output_base"]
+            for number, (group, wait) in enumerate(zip(groups, waits[run], strict=True)):
+                while not ctx.get(dut.ready):
+                    await ctx.tick()
+                for _ in range(wait):
+                    await ctx.tick()
+                lists = [word_list(scene, group, plane) for plane in range(len(plane_words))]
+                known = dut.group
+                assert ctx.get(known.valid) == (1 << len(group)) - 1
+                for column, window in enumerate(group):
+                    ends = ctx.get(known.pool_first[column]), ctx.get(known.pool_last[column])
+                    assert ends == scene.pool_ends[window]
+                assert ctx.get(known.output_position) == output % (1 << known.output_position.shape().width)
+                assert ctx.get(known.drain_cycles) == len(group) * descriptor.drain_steps(spec)
+                assert ctx.get(known.last) == (number == len(groups) - 1)
+                assert [ctx.get(known.lengths[plane]) for plane in range(len(lists))] == [*map(len, lists)]
+                buffer = ctx.get(dut.buffer)
+                assert buffer == number % 2
+                output += fields["output_granules"] * sum(scene.pool_ends[window][1] for window in group)
+                taken[run].append(ctx.get(load.cycle))
+                ctx.set(dut.take, 1)
                 await ctx.tick()
-            for _ in range(wait):
+                ctx.set(dut.take, 0)
+                # The next group is loaded into the other half meanwhile.
+                for base, entries in zip(bases, lists, strict=True):
+                    assert await load.read_list(ctx, buffer, base, len(entries)) == entries
+                check_windows(group, buffer)
+            for _ in range(descriptor.group_loads(spec) + 50):
                 await ctx.tick()
-            assert {name: ctx.get(dut.group[name]) for name in group.known} == group.known
-            for column, ends in enumerate(group.pool_ends):
-                assert (ctx.get(dut.group.pool_first[column]), ctx.get(dut.group.pool_last[column])) == ends
-            for plane, words in enumerate(group.lists):
-                assert ctx.get(dut.group.list_lengths[plane]) == len(words)
-            buffer = ctx.get(dut.buffer)
-            taken.append(ctx.get(scan.cycle))
-            ctx.set(dut.take, 1)
-            await ctx.tick()
-            ctx.set(dut.take, 0)
-            for column, address in enumerate(group.addresses):
-                assert ctx.get(dut.addresses[column]) == address
-            # The next group is scanned into the other buffer meanwhile.
-            for plane, words in enumerate(group.lists):
-                assert await scan.read_list(ctx, buffer, plane, len(words)) == words
-        await ctx.tick().repeat(100)
-        assert not ctx.get(dut.ready)
+                assert not ctx.get(dut.ready)
 
-    scan.drive(layer, bench)
-    group_cycles = columns + layer["activation_planes"] * expected[0].known["window_words"] + SCAN_OVERHEAD
-    free = [1] + [max(ready, take + 1) for ready, take in zip(scan.ready, taken, strict=True)]
-    assert scan.ready == [cycle + group_cycles for cycle in free[:-1]]
+    load.drive(bench)
+    assert load.overflows == 0
+    length = descriptor.group_loads(spec)
+    expected_loading, expected_started, expected_ready = [], [], []
+    for start, takes in zip(load.starts, taken, strict=True):
+        walk_start, free = start + 1, 0
+        for take in takes:
+            begin = max(walk_start + spec.columns, free)
+            walk_start, free = begin + length, take + 1
+            expected_loading += range(begin, begin + length)
+            expected_started.append(begin + 1)
+            expected_ready.append(begin + length + LOAD_LATENCY)
+    assert load.loading == expected_loading
+    assert load.ready == expected_ready
+    assert load.started == expected_started
+    assert load.listed == [[len(word_list(scene, group, plane)) for plane in range(len(bases))] for group in groups] * 2
 
 
-@pytest.mark.parametrize(("kernel", "overflows"), [((2, 4, 4), False), ((3, 11, 1), True), ((1, 1, 33), True)])
-def test_a_window_longer_than_the_lists_overflows(kernel, overflows):
-    height, width, words = kernel
-    layer = header(kernel_height=height, kernel_width=width, input_words=words, input_height=9, input_width=9)
-    spec = dataclasses.replace(SPEC, columns=2)
-    scan = Scan(spec, [[1] * spec.activation_depth] * 2)
-    seen = []
+@pytest.mark.parametrize("planes", [1, 2])
+def test_a_window_longer_than_the_buffer_overflows(planes):
+    # Two columns that share a copy, with 5 words in one plane, or 3 in each of two, in a buffer of 4.
+    spec = ArraySpec(columns=2, columns_per_copy=2, activation_depth=16, window_depth=4)
+    places = spec.derived.granules
+    run = {1: 5, 2: 3}[planes] * places - 1
+    fields = header(
+        activation_planes=planes, run_granules=run, input_width=run, chunk_granules=4, input_plane_stride=4 * places
+    )
+    rng = np.random.default_rng(0)
+    load = Load(Scene(spec, fields, rng.integers(1, 16, 16 * places), [], []))
+    first: list[int] = []
 
     async def bench(ctx):
-        for _ in range(spec.window_words_max + spec.columns + SCAN_OVERHEAD):
-            if ctx.get(scan.dut.overflow):
-                seen.append(ctx.get(scan.cycle))
+        await load.start(ctx)
+        while not ctx.get(load.dut.overflow):
             await ctx.tick()
+        first.append(ctx.get(load.cycle))
+        await ctx.tick().repeat(200)
 
-    scan.drive(layer, bench)
-    # With the last word that fits.
-    assert seen == [1 + spec.columns + spec.window_words_max] * overflows
+    load.drive(bench)
+    # The fifth word is complete with the twentieth read, and written, were there room, three cycles after it begins.
+    assert load.loading[0] == load.starts[0] + 1 + spec.columns
+    assert first == [load.loading[0] + 2 * 19 + 3]
+    assert load.overflows == 2 * planes  # in each column one word or two
+    for store in load.buffers:
+        assert sorted(store) == [0, 1, 2, 3]

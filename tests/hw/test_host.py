@@ -19,9 +19,10 @@ from bitwright.hw.isa import (
 from drive import Bus, drive
 
 SPEC = ArraySpec(
-    rows=3,
+    rows=4,
     columns=2,
     lanes=64,
+    coefficient_bits=8,
     activation_depth=64,
     weight_depth=32,
     threshold_depth=128,
@@ -33,20 +34,26 @@ MEMORIES = {
     Region.DESCRIPTORS: "write_descriptor",
     Region.WEIGHTS: "write_weight",
     Region.THRESHOLDS: "write_threshold",
+    Region.COEFFICIENTS: "write_coefficient",
     Region.ACTIVATIONS: "write_activation",
 }
+BANKED = (Region.WEIGHTS, Region.THRESHOLDS, Region.COEFFICIENTS)
+"""Memories with a bank for each row."""
 
 
-def specs() -> st.SearchStrategy[ArraySpec]:
+@st.composite
+def specs(draw: st.DrawFn) -> ArraySpec:
     """Arrays whose memories and words differ in size."""
-    depths = st.sampled_from([32, 64, 128])
-    names = ("activation_depth", "weight_depth", "threshold_depth", "descriptor_depth", "result_depth")
-    return st.builds(
-        ArraySpec,
-        rows=st.sampled_from([1, 2, 3, 5]),
-        columns=st.integers(1, 3),
-        lanes=st.sampled_from([32, 64, 96, 128]),
-        **dict.fromkeys(names, depths),
+    names = ("activation_depth", "weight_depth", "threshold_depth", "coefficient_depth", "result_depth")
+    depths: dict[str, Any] = {name: draw(st.sampled_from([32, 64, 128])) for name in names}
+    return ArraySpec(
+        rows=draw(st.sampled_from([4, 8, 12, 20])),
+        columns=draw(st.integers(1, 3)),
+        lanes=draw(st.sampled_from([32, 64, 128, 256])),
+        drain_planes=1,
+        coefficient_bits=draw(st.sampled_from([2, 8, 16])),
+        descriptor_depth=draw(st.sampled_from([64, 128])),
+        **depths,
     )
 
 
@@ -66,6 +73,7 @@ def test_writes_reach_their_memory_row_and_address(spec, seed):
         Region.DESCRIPTORS: spec.descriptor_depth,
         Region.WEIGHTS: spec.weight_depth,
         Region.THRESHOLDS: spec.threshold_depth,
+        Region.COEFFICIENTS: spec.coefficient_depth,
         Region.ACTIVATIONS: spec.activation_depth,
     }
 
@@ -74,14 +82,14 @@ def test_writes_reach_their_memory_row_and_address(spec, seed):
         for _ in range(40):
             region = rng.choice(list(MEMORIES))
             address = rng.choice([0, depths[region] - 1, rng.randrange(depths[region])])
-            row = rng.randrange(spec.rows) if region in (Region.WEIGHTS, Region.THRESHOLDS) else 0
+            row = rng.randrange(spec.rows) if region in BANKED else 0
             chunked = region in (Region.WEIGHTS, Region.ACTIVATIONS)
             chunks = [rng.getrandbits(32) for _ in range(spec.derived.chunks if chunked else 1)]
             for chunk, data in enumerate(chunks):
                 await bus.write(bus.at(region, address, row, chunk), data)
                 assert enables(ctx, dut) == ([region] if chunk == len(chunks) - 1 else [])
             assert ctx.get(dut.write_address) == address
-            if row:
+            if region in BANKED:
                 assert ctx.get(dut.write_row) == row
             if chunked:
                 assert ctx.get(dut.write_word) == sum(data << 32 * chunk for chunk, data in enumerate(chunks))
@@ -94,7 +102,7 @@ def test_writes_reach_their_memory_row_and_address(spec, seed):
     drive(dut, bench)
 
 
-@given(spec=specs(), address=st.integers(0, 31), data=st.integers(0, 2**128 - 1))
+@given(spec=specs(), address=st.integers(0, 31), data=st.integers(0, 2**256 - 1))
 @settings(max_examples=25, deadline=None)
 def test_reads_of_activations_and_results(spec, address, data):
     dut = HostPort(spec)
@@ -180,7 +188,7 @@ def test_read_latency_and_order():
     drive(dut, bench)
 
 
-@pytest.mark.parametrize("region", [Region.DESCRIPTORS, Region.WEIGHTS, Region.THRESHOLDS])
+@pytest.mark.parametrize("region", [Region.DESCRIPTORS, Region.WEIGHTS, Region.THRESHOLDS, Region.COEFFICIENTS, 7])
 def test_memories_that_cannot_be_read_give_zero(region):
     dut = HostPort(SPEC)
 

@@ -4,7 +4,7 @@ import random
 import pytest
 from amaranth.hdl import Module, Signal
 
-from bitwright.hw.popcount import popcount
+from bitwright.hw.popcount import count_products, popcount
 from drive import drive, random_word
 
 
@@ -27,3 +27,30 @@ def test_every_width_counts_its_bits(width):
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 8, 32, 33, 256])
 def test_result_is_as_wide_as_the_count_needs(width):
     assert len(popcount(Module(), Signal(width))) == len(f"{width:b}")
+
+
+# The forms for xilinx7 and ecp5 name primitives: `test_synthesis` has models of them.
+@pytest.mark.parametrize("fabric", ["portable", "ice40"])
+@pytest.mark.parametrize("lanes", [*range(1, 10), 15, 16, 32, 64, 128])
+@pytest.mark.parametrize("words", [1, 2])
+def test_count_of_products(fabric, lanes, words):
+    first, second, negate, count = Signal(lanes), Signal(lanes), Signal(), Signal(16)
+    m = Module()
+    counted = count_products(m, first, second if words == 2 else None, negate, fabric)
+    assert len(counted) == lanes.bit_length()
+    m.d.comb += count.eq(counted)
+    rng = random.Random(lanes)
+    full = (1 << lanes) - 1
+    pairs = [(full, full), *((1 << lane, full) for lane in range(lanes))]
+    pairs += [(random_word(rng, lanes), random_word(rng, lanes)) for _ in range(100)]
+
+    async def bench(ctx):
+        for a, b in pairs:
+            inverted = rng.random() < 0.5
+            ctx.set(first, a)
+            ctx.set(second, b)
+            ctx.set(negate, inverted)
+            expected = (a & b if words == 2 else a).bit_count()
+            assert ctx.get(count) == (expected ^ ((1 << len(counted)) - 1) if inverted else expected)
+
+    drive(m, bench)

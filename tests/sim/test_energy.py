@@ -11,15 +11,18 @@ from bitwright.sim.energy import (
     BETWEEN,
     HOST,
     TABLES,
+    bank_writes,
     estimate,
     estimate_plan,
     load_table,
     memory_bits,
     moons_energy,
+    plan_activity,
     popcount_adder_bits,
     table_names,
 )
 from bitwright.sim.golden import execute
+from bitwright.sim.timeline import ACCOUNT
 from programs import conv, linear, random_program, shapes
 
 SPEC = ArraySpec(
@@ -31,7 +34,9 @@ SPEC = ArraySpec(
     threshold_depth=512,
     descriptor_depth=256,
     result_depth=32,
-    window_words_max=32,
+    columns_per_copy=2,
+    drain_planes=1,
+    window_depth=64,
     row_tiles_max=8,
 )
 LAYERS = [conv(6, padding=1, weight_bits=3, output_planes=2), conv(9, pool=2, weight_bits=2), linear(5, weight_bits=4)]
@@ -142,17 +147,150 @@ def test_adder_bits_of_a_popcount(lanes, expected):
     assert popcount_adder_bits(lanes) == expected
 
 
+def totals(executions, part):
+    """Counters of a part, summed over the runs."""
+    counters = [run.layers[part].counters for run in executions]
+    return {name: sum(each[name] for each in counters) for name in counters[0]}
+
+
+def entries_of(report, layer):
+    return {(entry.component, entry.event): entry for entry in report.entries if entry.layer == layer}
+
+
 def test_dynamic_energy_by_hand(program, executions):
     report = estimate(program, executions, "horowitz45")
+    table, count = report.table, totals(executions, 1)
+    found = entries_of(report, "layer1")
+    assert found["PE array", "AND"].pj == pytest.approx(count["computed"] * 4 * 32 * 0.0003125)
+    assert found["PE array", "popcount"].pj == pytest.approx(count["computed"] * 4 * popcount_adder_bits(32) * 0.003125)
+    window = table.sram(2 * 64 * 32, 32)
+    assert found["window buffer", "read"].pj == pytest.approx(count["computed"] * window)
+    # 16 pixels of 3 × 3 × 8 channels in 3 words of each of 2 planes, in 2 runs of 2 images.
+    assert found["window buffer", "write"].pj == pytest.approx(2 * 2 * 16 * 3 * 2 * window)
+    # 2 weight planes × 2 input planes × 3 words in 3 row tiles of 16 groups: no operation only doubles.
+    assert count["busy"] == 2 * 3 * 16 * 12
+    assert found["weight memory", "read"].pj == pytest.approx(count["busy"] * 4 * table.sram(512 * 32, 32))
+    # One copy of two banks of 16 bits.
+    bank = table.sram(1024 * 16, 16)
+    assert found["activation memory", "read"].pj == pytest.approx(2 * count["loads"] * bank)
+    # A row tile is a granule, which lies in one bank.
+    assert found["activation memory", "write"].pj == pytest.approx(count["writes"] * bank)
+    # Each of 2 planes of 9 channels in 12 rows of each of 64 pixels is decided by one comparison.
+    assert found["thresholds", "compare"].count == 2 * 12 * 64
+    assert ("fetch", "word list read") not in found
+
+
+def test_energy_follows_the_memories():
+    """An access of each memory is to all of its words, so a larger one takes more for as many accesses."""
+    for name, component in (
+        ("activation_depth", "activation memory"),
+        ("window_depth", "window buffer"),
+        ("weight_depth", "weight memory"),
+        ("threshold_depth", "thresholds"),
+    ):
+        small = estimate_plan(plan(shapes((3, 6, 6), LAYERS), SPEC, input_bits=8))
+        array = dataclasses.replace(SPEC, **{name: 4 * getattr(SPEC, name)})
+        large = estimate_plan(plan(shapes((3, 6, 6), LAYERS), array, input_bits=8))
+        grown = {key for (key,), value in large.by("component").items() if value > small.by("component")[key,] * 1.0001}
+        assert grown == {component, "leakage"}
+
+
+def test_copies_of_the_activation_memory_are_written_alike():
+    reports = [
+        estimate_plan(plan(shapes((3, 6, 6), LAYERS), dataclasses.replace(SPEC, columns_per_copy=each), input_bits=8))
+        for each in (1, 2)
+    ]
+    (two, one) = (entries_of(report, "layer0") for report in reports)
+    assert two["activation memory", "write"].count == 2 * one["activation memory", "write"].count
+    # Two copies are read at once, so that as many reads take half the cycles.
+    assert two["activation memory", "read"].count == one["activation memory", "read"].count
+    assert memory_bits(SPEC) == 1024 * 32 + 2 * 2 * 64 * 32 + 4 * 512 * (32 + 26) + 256 * 32 + 32 * 24
+
+
+def test_word_lists_are_of_arrays_that_look_at_words():
+    images = np.random.default_rng(2).integers(0, 256, (3, 3, 6, 6), np.uint8)
+    images[:, :, :3] = 0
+    lists, counts = {}, {}
+    for mode in ("off", "gate", "skip"):
+        array = dataclasses.replace(SPEC, zero_skip=mode)
+        program = random_program(np.random.default_rng(1), array, LAYERS, batch=2)
+        runs = execute(program, images)
+        found, counts[mode] = entries_of(estimate(program, runs), "layer0"), totals(runs, 0)
+        events = ("fetch", "word list write"), ("fetch", "word list read"), ("weight memory", "read")
+        lists[mode] = [found[event].count if event in found else 0 for event in events]
+        bits = memory_bits(array)
+    # 3 weight planes × 8 input planes × 1 word in 2 row tiles of 36 groups, in 2 runs.
+    whole = 3 * 8 * 2 * 36 * 2
+    assert lists["off"] == [0, 0, 4 * whole]
+    assert lists["gate"] == [8 * 36 * 2, whole, 4 * whole]
+    skipped = counts["skip"]["skipped"]
+    assert skipped > whole / 4
+    # What only doubles reads no weights. A word that is listed is read in 3 passes of 2 row tiles.
+    assert counts["skip"]["busy"] > whole - skipped
+    assert lists["skip"] == [(whole - skipped) / 6, whole - skipped, 4 * (whole - skipped)]
+    assert bits - memory_bits(SPEC) == 2 * 64 * (6 + 2)
+
+
+def test_coefficients_are_read_and_multiplied():
+    array = dataclasses.replace(SPEC, coefficient_bits=8, coefficient_depth=64)
+    layers = [LAYERS[0] | {"weight_encoding": "basis"}, *LAYERS[1:]]
+    report = estimate_plan(plan(shapes((3, 6, 6), layers), array, input_bits=8))
+    first, second = entries_of(report, "layer0"), entries_of(report, "layer1")
     table = report.table
-    computed = sum(run.layers[1].counters["computed"] for run in executions)
-    busy = sum(run.layers[1].counters["busy"] for run in executions)
-    found = {(entry.component, entry.event): entry for entry in report.entries if entry.layer == "layer1"}
-    assert found["PE array", "AND"].pj == pytest.approx(computed * 4 * 32 * 0.0003125)
-    assert found["PE array", "popcount"].pj == pytest.approx(computed * 4 * popcount_adder_bits(32) * 0.003125)
-    assert found["weight memory", "read"].pj == pytest.approx(busy * 4 * table.sram(512 * 32, 32))
-    writes = sum(run.layers[1].counters["writes"] for run in executions)
-    assert found["activation memory", "write"].count == 2 * writes  # one copy a column
+    computed = first["PE array", "AND"].count
+    assert first["PE array", "multiply"].pj == pytest.approx(computed * table.multiply(math.sqrt((6 + 1) * 8)))
+    assert first["coefficients", "read"].count == first["weight memory", "read"].count
+    assert first["coefficients", "read"].each_pj == table.sram(64 * 8, 8)
+    assert ("coefficients", "read") not in second
+    without = estimate_plan(plan(shapes((3, 6, 6), LAYERS), array, input_bits=8))
+    entries = plan(shapes((3, 6, 6), layers), array, input_bits=8).coefficient_entries
+    assert report.activity.load_bits - without.activity.load_bits == entries * 4 * 8
+
+
+def test_streamed_weights_come_from_outside_in_each_run():
+    array = dataclasses.replace(SPEC, weight_stream=True, weight_depth=32)
+    report = estimate_plan(plan(shapes((3, 6, 6), LAYERS), array, input_bits=8, batch=2))
+    found = [entries_of(report, f"layer{index}") for index in range(3)]
+    words = sum(each["weight memory", "streamed write"].count for each in found)
+    assert words == 4 * sum(layer.descriptor.stream_words for each in report.activity.layers for layer in each.parts)
+    assert sum(each["off-chip", "streamed weights"].count for each in found) == words * 32
+    assert max(len(layer.parts) for layer in report.activity.layers) > 1
+    # Whatever the number of parts, a layer has one entry for each event.
+    assert len({(entry.layer, entry.component, entry.event) for entry in report.entries}) == len(report.entries)
+
+
+@pytest.mark.parametrize("rows", [4, 8, 12, 20])
+@pytest.mark.parametrize("channels", [3, 9, 33])
+def test_banks_that_writes_touch(rows, channels):
+    array = ArraySpec(rows=rows, columns=2, lanes=64, drain_planes=1, weight_depth=8192)
+    layers = [conv(channels, pool=2, output_planes=3), linear(5)]
+    planned = plan(shapes((3, 9, 7), layers), array, input_bits=3)
+    layer = planned.descriptors[0]
+    touched = writes = 0
+    for pixel in range(layer.output_height * layer.output_width):
+        for tile in range(layer.row_tiles):
+            for plane in range(3):
+                start = layer.output_base + pixel * layer.output_granules + plane * layer.output_plane_stride
+                start += tile * rows // 4
+                granules = range(start, start + min(rows, 4 * layer.output_granules - tile * rows) // 4)
+                touched += len({granule // 4 for granule in granules})
+                writes += 1
+    assert bank_writes(layer, array) == touched
+    assert writes == timeline_writes(planned)
+
+
+def timeline_writes(planned):
+    return estimate_plan(planned).activity.layers[0].counters["writes"]
+
+
+def test_the_account_of_cycles_is_complete(program, executions):
+    work = estimate(program, executions).activity
+    for layer in work.layers:
+        assert tuple(layer.account) == ACCOUNT
+        assert sum(layer.account.values()) == layer.counters["cycles"] * 4 * 2 * 32
+    bare = [dataclasses.replace(run, layers=[dataclasses.replace(part, account=None) for part in run.layers])
+            for run in executions]  # fmt: skip
+    assert estimate(program, bare).activity.layers[0].account == {}
 
 
 def test_totals_are_the_sums_of_the_parts(program, executions):
@@ -195,7 +333,7 @@ def test_report_echoes_its_inputs(program, executions):
 
 def test_executions_of_another_program_are_refused(executions):
     other = random_program(np.random.default_rng(1), SPEC, LAYERS[1:], batch=2)
-    with pytest.raises(BitwrightError, match="numbers of layers differ"):
+    with pytest.raises(BitwrightError, match="their layers differ"):
         estimate(other, executions)
     with pytest.raises(BitwrightError, match="no execution"):
         estimate(other, [])
@@ -219,3 +357,8 @@ def test_energy_and_cycles_fall_with_the_bits():
         layers = [layer | {"weight_bits": bits, "output_planes": bits} for layer in LAYERS]
         energies.append(estimate_plan(plan(shapes((3, 6, 6), layers), preset("demo"), input_bits=8)).uj_per_image)
     assert energies == sorted(energies, reverse=True)
+
+
+def test_the_plan_of_a_program_predicts_alike(program):
+    planned = plan(shapes((3, 6, 6), LAYERS), SPEC, input_bits=8, batch=2)
+    assert plan_activity(program) == plan_activity(planned)

@@ -1,132 +1,327 @@
 """The cycle model against a machine that is stepped cycle by cycle."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bitwright.hw.isa import ISSUE_TO_LOAD, LAYER_TO_RUN, RAW_TO_WRITE, SCAN_OVERHEAD, ArraySpec, Descriptor
-from bitwright.hw.plan import plan
-from bitwright.sim.timeline import layer_timing, layer_writes, window_inside
-from programs import conv, linear, shapes
-
-ARRAYS = st.builds(
+from bitwright.hw.errors import BitwrightError
+from bitwright.hw.isa import (
+    COUNTERS,
+    DRAIN_TO_WRITE,
+    HEADER_TO_READY,
+    LOAD_LATENCY,
+    RAW_TO_WRITE,
+    SCHEDULE_OVERHEAD,
+    STREAM_OVERHEAD,
     ArraySpec,
-    rows=st.integers(1, 5),
-    columns=st.integers(1, 5),
-    lanes=st.just(32),
-    zero_skip=st.sampled_from(["off", "gate", "skip"]),
+    Descriptor,
 )
+from bitwright.hw.plan import Plan, plan
+from bitwright.sim import golden, timeline
+from programs import conv, linear, random_images, random_program, shapes
+from strategies import Network, networks, programs
+
+Words = npt.NDArray[np.uint8]
+
+
+def planned(network: Network) -> Plan:
+    """The plan of a network that fits."""
+    try:
+        return plan(
+            shapes(network.in_shape, network.layers), network.spec, input_bits=network.input_bits, batch=network.batch
+        )
+    except BitwrightError:
+        assume(False)
+        raise
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> tuple[ArraySpec, Descriptor]:
-    """One layer of a small network on a small array: convolution or linear, codes or raw."""
-    spec = draw(ARRAYS)
-    size = draw(st.tuples(st.integers(1, 3), st.integers(5, 8), st.integers(5, 8)))
-    first = conv(
-        draw(st.integers(1, 9)),
-        draw(st.integers(1, 3)),
-        stride=draw(st.integers(1, 2)),
-        padding=draw(st.integers(0, 2)),
-        pool=draw(st.integers(1, 2)),
-        weight_bits=draw(st.integers(1, 3)),
-        output_planes=draw(st.integers(1, 3)),
-    )
-    second = conv(draw(st.integers(1, 4)), 1, padding=draw(st.integers(0, 1)))
-    planned = plan(
-        shapes(size, [first, second, linear(3)]),
-        spec,
-        input_bits=draw(st.integers(1, 4)),
-        batch=draw(st.integers(1, 2)),
-    )
-    return spec, draw(st.sampled_from(planned.descriptors))
+def parts(draw: st.DrawFn) -> tuple[Plan, int]:
+    """A part of a small network on a small array: any descriptor that the planner makes."""
+    found = planned(draw(networks()))
+    return found, draw(st.sampled_from(range(len(found.descriptors))))
 
 
-def step_machine(layer: Descriptor, spec: ArraySpec, active: np.ndarray) -> dict[str, int]:
-    """Scanner, issuer and drain as three little machines, one cycle at a time."""
-    words, planes = layer.window_words, layer.activation_planes
+def random_words(rng: np.random.Generator, layer: Descriptor, spec: ArraySpec, runs: int) -> list[Words]:
+    """Activity of the words of some runs: some planes of which are mostly zero."""
+    words = []
+    for planes, count in (
+        (layer.activation_planes, layer.window_words(spec)),
+        (layer.residual_planes, layer.residual_words(spec)),
+    ):
+        if planes:
+            density = rng.random((planes, 1, 1, 1)) ** 3
+            bits = rng.random((planes, count, runs, layer.pixels)) < density
+            words.append((bits << np.arange(planes)[:, None, None, None]).sum(0).astype(np.uint8))
+    return words
+
+
+def operations(layer: Descriptor, spec: ArraySpec, active: list[npt.NDArray[np.bool_]], valid: int) -> list[Any]:
+    """What a row tile of a group does, one entry an operation: active columns of its word, or None without a word."""
+    steps: list[Any] = []
+    missing = 0  # doublings that no operation has done yet
+    for entry in layer.passes:
+        columns = active[entry.plane]
+        listed = [word for word in range(len(columns)) if columns[word].any() or spec.zero_skip != "skip"]
+        missing += entry.doubles
+        if listed:
+            steps += [None] * (missing - 1) if steps else []
+            steps += [valid if spec.zero_skip == "off" else int(columns[word].sum()) for word in listed]
+        if listed or not steps:
+            missing = 0
+    return steps + [None] * missing or [None]
+
+
+def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dict[str, int]:
+    """Walker, loader, scheduler, issuer and drain, one cycle at a time; cycle 0 is that of the start pulse."""
+    bits = [
+        (words[:, 0] >> bit & 1).astype(bool)
+        for words, count in zip(active, (layer.activation_planes, layer.residual_planes), strict=False)
+        for bit in range(count)
+    ]
+    planes = [bits[layer.code_bit(plane)] for plane in range(len(bits))]
     groups = [range(start, min(start + spec.columns, layer.pixels)) for start in range(0, layer.pixels, spec.columns)]
-    scan = spec.columns + planes * words + SCAN_OVERHEAD
-    scanned, scan_left = 0, scan  # the first group's wait is its first cycle
-    ready = False
+    events = dict.fromkeys(("busy", "stalls", "computed", "gated", "skipped", "waits", "doublings"), 0)
+    walk_left, reads_left, next_group = spec.columns, 0, 0
+    loaded: int | None = None  # the group that is being loaded, or waits for the issuer
+    reads = 0  # cycles since its first read
+    scheduled, until_complete = 0, 0  # passes of the schedule, and cycles after that
     current: int | None = None
-    tile = position = 0
-    drain_wait = busy = stalls = issued = 0
-    now = LAYER_TO_RUN + 1
-    while True:
-        take = ready and current is None
+    steps: list[int | None] = []
+    tile = position = drain_wait = last = first_take = 0
+    for now in range(1, 1 << 30):
+        # The walker steps, or the loader reads; it has a group in hand until that is taken.
+        reads += 1
+        if walk_left:
+            walk_left -= 1
+        elif not reads_left and loaded is None and next_group < len(groups):
+            reads_left, loaded, reads = layer.group_loads(spec), next_group, 0
+            if spec.zero_skip == "skip":
+                scheduled = 0
+        if reads_left:
+            reads_left -= 1
+            if not reads_left:
+                next_group, walk_left = next_group + 1, spec.columns
+        # The scheduler takes a pass a cycle: of the layer, or of the group, once the plane is there.
+        there = [reads >= at + LOAD_LATENCY for at in np.cumsum(layer.plane_loads(spec)).tolist()]
+        if until_complete:
+            until_complete -= 1
+        if scheduled < len(layer.passes):
+            listed = reads >= 2 and loaded is not None and there[layer.passes[scheduled].plane]
+            if listed or spec.zero_skip != "skip":
+                scheduled, until_complete = scheduled + 1, SCHEDULE_OVERHEAD
+        ready = loaded is not None and all(there) and scheduled == len(layer.passes) and not until_complete
+
+        idle = current is None
         if current is not None:
-            group = active[list(groups[current])]
-            lengths = group.any(0).sum(-1) if spec.zero_skip == "skip" else np.full(planes, words)
-            operations = [step for entry in layer.passes for step in range(max(1, lengths[entry.activation_plane]))]
-            tile_last = position == len(operations) - 1
+            tile_last = position == len(steps) - 1
             if tile_last and drain_wait:
-                stalls += 1
+                events["stalls"] += 1
             else:
-                busy += 1
+                columns, step = len(groups[current]), steps[position]
+                events["busy"] += 1
+                events["doublings"] += step is None
+                events["computed"] += step or 0
+                events["gated"] += columns - step if step is not None else 0
                 position += 1
                 if tile_last:
-                    drain_wait = len(groups[current]) * layer.drain_steps(spec)
-                    issued, position, tile = now, 0, tile + 1
-                    if tile == layer.row_tiles:
-                        tile = 0
-                        if current == len(groups) - 1:
-                            break
-                        take = ready
-                        current = None
+                    drain_wait, last = columns * layer.drain_steps(spec), now
+                    words = sum(len(planes[entry.plane]) for entry in layer.passes)
+                    events["skipped"] += words - sum(step is not None for step in steps)
+                    position, tile = 0, tile + 1
+                if tile == layer.row_tiles:
+                    idle, tile = True, 0
+                    if current == len(groups) - 1:
+                        break
         drain_wait = max(0, drain_wait - 1)
-        if scanned < len(groups) and (scan_left < scan or not ready):
-            scan_left -= 1
-        if take:
-            current, ready = scanned - 1, False
-        if scan_left == 0:
-            ready, scan_left, scanned = True, scan, scanned + 1
+        if idle and ready and loaded is not None:
+            current, loaded = loaded, None
+            first_take = first_take or now
+            window = [words[:, list(groups[current])] for words in planes]
+            steps = operations(layer, spec, window, len(groups[current]))
+        elif idle:
+            current = None
+            events["waits"] += bool(first_take)
+    load = last + spec.derived.issue_to_load
+    columns, drain_steps = len(groups[-1]), layer.drain_steps(spec)
+    if layer.raw:
+        end = load + columns * spec.rows + RAW_TO_WRITE
+    else:
+        # All comparators are passed; then the steps in which the last column is written.
+        end = load + (columns - 1 + spec.drain_planes) * drain_steps + DRAIN_TO_WRITE + drain_steps - 1
+    return events | {"end": end, "take": first_take, "last": last}
+
+
+@given(parts(), st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None)
+def test_recurrences_equal_the_stepped_machine(drawn: tuple[Plan, int], seed: int) -> None:
+    found, number = drawn
+    spec, layer = found.spec, found.descriptors[number]
+    active = random_words(np.random.default_rng(seed), layer, spec, 1)
+    useful = timeline.useful_lanes(found, number)
+    work = timeline.part_work(layer, spec, useful, None if spec.zero_skip == "off" else active)
+    timing = timeline.part_timing(layer, spec, work)
+    counters = timeline.part_counters(layer, spec, work, timing)
+    predicted = {name: int(counters[name][0]) for name in ("busy", "stalls", "computed", "gated", "skipped")}
+    predicted |= {"waits": int(timing.waits[0]), "doublings": layer.row_tiles * int(work.doublings.sum())}
+    predicted |= {"end": int(timing.end[0]), "take": timing.take, "last": int(timing.last[0])}
+    assert predicted == step_machine(layer, spec, active)
+    outputs = np.zeros((layer.pixels // layer.pool_area, layer.channels), np.int64)
+    writes = timeline.part_writes(layer, spec, timing, 0, 100, outputs)
+    assert len(writes) == counters["writes"][0]
+    whole = layer.channels % spec.rows == 0 or not layer.raw
+    assert writes[-1, 0] == 100 + timing.end[0] if whole else writes[-1, 0] < 100 + timing.end[0]
+
+
+@given(parts(), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_runs_are_timed_apart(drawn: tuple[Plan, int], seed: int) -> None:
+    """Many runs, in vectors, as each of them alone, in plain numbers."""
+    found, number = drawn
+    spec, layer = dataclasses.replace(found.spec, zero_skip="skip"), found.descriptors[number]
+    active = random_words(np.random.default_rng(seed), layer, spec, 13)
+    useful = timeline.useful_lanes(found, number)
+    works = [
+        timeline.part_work(layer, spec, useful, [words[:, run : run + 1] for words in active]) for run in range(13)
+    ]
+    together = timeline.part_timing(layer, spec, timeline.part_work(layer, spec, useful, active))
+    joined = timeline.part_timing(layer, spec, timeline.Work.join(works, "skip"))
+    for run, work in enumerate(works):
+        alone = timeline.part_timing(layer, spec, work)
+        for name in ("last_issue", "tile_cycles", "stalls", "waits", "last", "end"):
+            np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[run])
+            np.testing.assert_array_equal(getattr(together, name), getattr(joined, name))
+
+
+@given(networks(), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_parts_follow_each_other(network: Network, prefetch: bool) -> None:
+    """The sequencer, one cycle at a time, around parts that take as long as they do."""
+    found = planned(dataclasses.replace(network, spec=dataclasses.replace(network.spec, prefetch=prefetch)))
+    spec = found.spec
+    estimate = timeline.estimate(found)
+    lengths = []
+    for number, layer in enumerate(found.descriptors):
+        active = None if spec.zero_skip == "off" else timeline.dense_words(layer, spec)
+        work = timeline.part_work(layer, spec, timeline.useful_lanes(found, number), active)
+        lengths.append(int(timeline.part_timing(layer, spec, work).end[0]))
+    fetched, fetch_left = -1, 0  # part whose header is being fetched, and its cycles until it may start
+    running, run_left, start = -1, 0, 0
+    bounds = []
+    now = 0
+    while len(bounds) < len(lengths):
+        due = now == start if running < 0 or not prefetch else run_left == lengths[running]
+        if due and fetched == running and fetched + 1 < len(lengths):
+            fetched += 1
+            words = found.descriptors[fetched].stream_words
+            stream = words * spec.rows * spec.lanes // 32 + STREAM_OVERHEAD if words else 0
+            fetch_left = HEADER_TO_READY + stream
+        if run_left > 0 or (running >= 0 and len(bounds) == running):
+            if run_left == 0:
+                bounds.append((start, now + 1))
+                start = now + 1
+            run_left -= 1
+        elif fetched > running and fetch_left == 0:
+            running, run_left = fetched, lengths[fetched]  # the pulse comes in the next cycle
+        fetch_left = max(0, fetch_left - 1)
         now += 1
-    last = issued + ISSUE_TO_LOAD + len(groups[-1]) * layer.drain_steps(spec)
-    return {"busy": busy, "stalls": stalls, "end": last + (RAW_TO_WRITE if layer.raw else 1 + layer.output_planes)}
+    assert [(part.start, part.end) for part in estimate.layers] == bounds
+    assert estimate.cycles == bounds[-1][1] == estimate.counters["cycles"]
+    assert [part.layer for part in estimate.layers] == [part.layer for part in found.parts]
 
 
-@given(layers(), st.integers(0, 2**32 - 1), st.floats(0, 1))
-def test_recurrences_equal_the_stepped_machine(drawn: tuple[ArraySpec, Descriptor], seed: int, density: float) -> None:
-    spec, layer = drawn
-    shape = (1, layer.pixels, layer.activation_planes, layer.window_words)
-    inside = np.tile(window_inside(layer), (layer.images, 1))
-    nonzero = (np.random.default_rng(seed).random(shape) < density) & inside[None, :, None]
-    timing = layer_timing(layer, spec, np.zeros(1, np.int64), nonzero)
-    active = nonzero[0] if spec.zero_skip != "off" else np.broadcast_to(inside[:, None], shape[1:])
-    stepped = step_machine(layer, spec, active)
-    assert stepped == {
-        "busy": timing.counters["busy"][0],
-        "stalls": timing.counters["stalls"][0],
-        "end": timing.end[0],
-    }
-    assert timing.counters["writes"][0] == len(
-        layer_writes(layer, spec, timing, 0, np.zeros((layer.pixels // layer.pool_area, layer.channels), np.int64))
-    )
+@given(networks())
+@settings(max_examples=60, deadline=None)
+def test_the_account_has_every_cycle(network: Network) -> None:
+    found = planned(network)
+    spec = found.spec
+    estimate = timeline.estimate(found)
+    assert tuple(estimate.counters) == COUNTERS
+    for part in estimate.layers:
+        assert part.account is not None
+        assert tuple(part.account) == timeline.ACCOUNT
+        assert min(part.account.values()) >= 0
+        assert sum(part.account.values()) == (part.end - part.start) * spec.rows * spec.columns * spec.lanes
 
 
-@given(layers(), st.integers(0, 2**32 - 1))
-def test_runs_are_timed_apart(drawn: tuple[ArraySpec, Descriptor], seed: int) -> None:
-    spec, layer = drawn
-    rng = np.random.default_rng(seed)
-    nonzero = rng.random((3, layer.pixels, layer.activation_planes, layer.window_words)) < 0.5
-    start = rng.integers(0, 100, 3)
-    together = layer_timing(layer, spec, start, nonzero)
-    for run in range(3):
-        alone = layer_timing(layer, spec, start[run : run + 1], nonzero[run : run + 1])
-        assert alone.end[0] == together.end[run]
-        assert {name: value[0] for name, value in alone.counters.items()} == {
-            name: value[run] for name, value in together.counters.items()
-        }
+@given(networks())
+@settings(max_examples=60, deadline=None)
+def test_useful_products_are_those_of_the_network(network: Network) -> None:
+    """With nothing skipped: multiply-accumulates × weight planes × activation planes, and those of the residual."""
+    found = planned(dataclasses.replace(network, spec=dataclasses.replace(network.spec, zero_skip="off")))
+    estimate = timeline.estimate(found)
+    for number, info in enumerate(found.layers):
+        # Windows that pooling drops are not computed, and those in two pooling windows twice.
+        pixels = np.prod(info.out_shape[1:]) * np.prod(info.pool) * network.batch
+        products = info.fan_in * info.weight_planes * info.input_planes
+        if info.residual_source is not None:
+            addend = found.layers[info.residual_source].conv_shape[0]
+            products += addend * info.residual_bits * info.residual_planes
+        computing = sum(part.account["computing"] for part in estimate.layers if part.layer == number and part.account)
+        assert computing == products * pixels * info.conv_shape[0]
+
+
+def test_an_estimate_of_an_array_that_skips_nothing_is_exact() -> None:
+    rng = np.random.default_rng(0)
+    spec = ArraySpec(rows=4, columns=3, lanes=32, drain_planes=1)
+    layers = [conv(6, 3, padding=1, pool=2), conv(5, 2), linear(3)]
+    program = random_program(rng, spec, layers, in_shape=(2, 6, 6), batch=2)
+    estimate = timeline.estimate(program)
+    for run in golden.execute(program, random_images(rng, program, 3)):
+        assert run.counters == estimate.counters
+        assert run.layers == estimate.layers
+
+
+@given(programs())
+@settings(max_examples=40, deadline=None)
+def test_an_estimate_is_a_bound(case: Any) -> None:
+    program, images = case
+    estimate = timeline.estimate(program)
+    for run in golden.execute(program, images):
+        assert run.cycles <= estimate.cycles
+        assert run.counters["computed"] <= estimate.counters["computed"]
+        assert run.counters["loads"] == estimate.counters["loads"]
+
+
+def test_words_of_padding_are_zero_at_best() -> None:
+    rng = np.random.default_rng(0)
+    spec = ArraySpec(rows=4, columns=2, lanes=32, drain_planes=1, zero_skip="skip")
+    program = random_program(rng, spec, [conv(8, 1), conv(2, 3, padding=1, stride=2)], in_shape=(1, 3, 3))
+    inside = timeline.window_inside(program.parsed[1], spec)
+    # 3 × 3 taps of 2 granules are 18 granules: words of 8, 8 and 2. The first window sees nothing in its first row.
+    assert inside.shape == (3, 4)
+    granules = np.zeros((3, 3, 2), bool)
+    granules[1:, 1:] = True
+    expected = np.pad(granules.reshape(-1), (0, 6)).reshape(3, 8).any(1)
+    np.testing.assert_array_equal(inside[:, 0], expected)
+    part = golden.read_layers(program)[1].parts[0]
+    ones = np.full((1, 3, 3, 8), 3, np.uint8)
+    activity = golden.word_activity(ones, part.operands[0].windows, spec)
+    np.testing.assert_array_equal(activity[:, 0] == 3, inside)
+    np.testing.assert_array_equal(activity, timeline.dense_words(program.parsed[1], spec)[0])
 
 
 @pytest.mark.parametrize(("weight_bits", "input_bits"), [(1, 1), (2, 2), (4, 4), (8, 8)])
 def test_cycles_follow_the_bits(weight_bits: int, input_bits: int) -> None:
-    spec = ArraySpec(activation_depth=16384, threshold_depth=4096)
+    spec = ArraySpec(activation_depth=16384, threshold_depth=4096, window_depth=256)
     network = shapes((64, 16, 16), [conv(64, 3, weight_bits=weight_bits, output_planes=1), linear(8)])
-    layer = plan(network, spec, input_bits=input_bits).descriptors[0]
-    timing = layer_timing(layer, spec, np.zeros(1, np.int64))
+    layer = timeline.estimate(plan(network, spec, input_bits=input_bits)).layers[0]
     bound = (64 // 8) * -(-14 * 14 // 8) * 9 * weight_bits * input_bits
-    assert timing.counters["busy"][0] == bound
-    assert timing.end[0] + 1 <= 1.05 * bound
+    assert layer.counters["busy"] == bound
+    assert layer.end <= 1.05 * bound + 200
+
+
+def test_narrow_layers_fill_lanes() -> None:
+    """16 channels of 3 × 3 taps are 144 elements: three words of 64 lanes, in stead of nine."""
+    spec = ArraySpec()
+    network = shapes((16, 8, 8), [conv(8, 3, padding=1, weight_bits=1, output_planes=1), linear(8)])
+    layer = timeline.estimate(plan(network, spec, input_bits=1)).layers[0]
+    assert layer.counters["busy"] == 8 * 3
+    assert layer.account is not None
+    useful, padding = layer.account["computing"], layer.account["lane_padding"]
+    assert (useful, padding) == (8 * 8 * 8 * 144, 8 * 8 * 8 * (192 - 144))

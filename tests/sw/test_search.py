@@ -2,16 +2,20 @@ import json
 import shutil
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 from bitwright.hw.errors import BitwrightError
+from bitwright.sw import models
 from bitwright.sw import search as search_module
 from bitwright.sw.config import SearchConfig, dump_config, parse_config
 from bitwright.sw.quantize import Recipe, bit_assignment, calibrate, quantize
+from bitwright.sw.residual import Residual, Shortcut
 from bitwright.sw.runs import Run, read_lines
 from bitwright.sw.search import assemble, fewest_bits, load_quantized, search, segments
+from bitwright.sw.stages import stages
 from bitwright.sw.training import Images, Interrupted, evaluate, load_model, train
 
 TEXT = """
@@ -210,7 +214,73 @@ def test_segments_make_up_the_network(trained):
     assert len(parts) == 3
     assert torch.equal(torch.nn.Sequential(*parts)(pixels), network(pixels))
     nested = torch.nn.Sequential(network[:4], network[4:])
-    assert [len(part) for part in segments(nested)] == [len(part) for part in parts]
+    assert [len(part.steps) for part in segments(nested)] == [len(part.steps) for part in parts]
+
+
+def branching():
+    """Residual blocks within each other, and average pooling as a layer and within one."""
+    torch.manual_seed(1)
+    nn = torch.nn
+    inner = Residual(nn.Conv2d(4, 4, 3, padding=1), Shortcut(), nn.BatchNorm2d(4), nn.ReLU())
+    outer = Residual(
+        nn.Conv2d(4, 4, 1), nn.ReLU(), inner, nn.Conv2d(4, 6, 3, 2, 1), Shortcut(2), nn.BatchNorm2d(6), nn.ReLU()
+    )
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), outer, nn.AvgPool2d(2, 1), nn.ReLU(),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6, 10),
+    )  # fmt: skip
+
+
+def test_segments_of_residual_blocks_carry_what_their_shortcuts_add():
+    network = quantize(branching(), Recipe(weight_bits=4, activation_bits=4)).eval()
+    pixels = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
+    calibrate(network, pixels)
+    parts = segments(network)
+    values: Any = pixels
+    kept = []
+    for part in parts:
+        values = part(values)
+        kept.append(len(values) if isinstance(values, tuple) else 1)
+    assert isinstance(values, torch.Tensor)
+    assert torch.equal(values, network(pixels))
+    assert kept == [1, 2, 2, 1, 1, 1]
+    # No segment owns the parameters of another: training the last ones leaves the first ones alone.
+    owned = [{id(parameter) for parameter in part.parameters()} for part in parts]
+    assert sum(map(len, owned)) == len(set().union(*owned)) == len(list(network.parameters()))
+
+
+@pytest.fixture(scope="module")
+def residual_run(tmp_path_factory):
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setitem(models.MODELS, "branching", lambda in_shape, classes: branching())
+    folder = tmp_path_factory.mktemp("residual") / "run"
+    text = TEXT.replace('name = "digits_cnn"\noptions = { channels = [4, 6] }', 'name = "branching"')
+    train(parse_config(text.replace("epochs = 4", "epochs = 6")), folder, progress=False)
+    yield folder
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_search_of_a_network_with_residual_blocks(residual_run, tmp_path, epochs):
+    folder = tmp_path / "run"
+    shutil.copytree(residual_run, folder)
+    settings = SearchConfig(relative_accuracy=0.8, calibration_images=200, uniform_bits=[4], min_bits=2,
+                            fine_tune_epochs=epochs, fine_tune_learning_rate=3e-3)  # fmt: skip
+    config = Run(folder).config.model_copy(update={"search": settings})
+    (folder / "config.toml").write_text(dump_config(config))
+    result = search(folder, progress=False)
+    assert result.target_met
+    accepted = [entry for entry in read_lines(folder / "search.jsonl") if entry["accepted"]]
+    assert result.validation_accuracy == accepted[-1]["accuracy"]
+    average = [layer for layer, bits in result.bits.items() if bits["weight"] is None]
+    assert average == ["4"]
+    images = Images.load(config.data)
+    network = load_quantized(folder)
+    assert evaluate(network, images.test_pixels, images.test_labels) == result.test_accuracy
+    assert {
+        row["name"]: {"input": row["input_bits"], "weight": row["weight_bits"]} for row in bit_assignment(network)
+    } == result.bits
+    assert all(stage.shortcut.factor() == 1 for stage in stages(network) if stage.shortcut is not None)  # pyright: ignore
 
 
 @pytest.mark.parametrize("fewest", range(1, 10))

@@ -11,8 +11,8 @@ from torch import nn
 from bitwright.hw.errors import BitwrightError
 from bitwright.sw import training
 from bitwright.sw.config import DataConfig, parse_config
-from bitwright.sw.quantize import stages
 from bitwright.sw.runs import Run, load_tensors
+from bitwright.sw.stages import stages
 from bitwright.sw.training import Images, Interrupted, augment, evaluate, learning_rate, load_model, train
 
 TEXT = """

@@ -25,7 +25,7 @@ TINY = {
     "threshold_depth": 1024,
     "descriptor_depth": 256,
     "result_depth": 32,
-    "window_words_max": 64,
+    "window_depth": 64,
     "row_tiles_max": 16,
 }
 CONFIG = """
@@ -160,6 +160,31 @@ def test_simulation_in_rtl_agrees_and_is_reported(work, capsys):
     )
     assert code == 0
     assert "pysim" in (work / "rtl.html").read_text()
+
+
+def test_the_account_of_every_layer_sums_up(work, capsys):
+    code, out, _ = bitwright(capsys, "simulate", work / "net.bw", "--images", 5, "--json")
+    assert code == 0
+    values = json.loads(out)
+    assert values["layers"]
+    for layer in values["layers"]:
+        assert sum(layer["account"].values()) == layer["counters"]["cycles"] * values["bit_products_per_cycle"]
+    assert sum(layer["counters"]["cycles"] for layer in values["layers"]) == values["cycles"]
+
+
+def test_timeline_of_the_first_batch(work, tmp_path, capsys):
+    path = tmp_path / "timeline.json"
+    code, out, _ = bitwright(capsys, "simulate", work / "net.bw", "--images", 1, "--trace", path, "--json")
+    assert code == 0
+    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    ends = [event["ts"] + event["dur"] for event in events if event["ph"] == "X"]
+    assert max(ends) == json.loads(out)["cycles"]
+
+
+def test_writes_of_a_layer_that_is_not_there(work, capsys):
+    sentence = refused(capsys, "simulate", work / "net.bw", "--images", 1, "--compare-writes", 7)
+    assert "--compare-writes is 7" in sentence
+    assert "0 to 1" in sentence
 
 
 def test_a_difference_is_exit_code_one(work, capsys, monkeypatch):

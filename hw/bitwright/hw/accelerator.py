@@ -1,126 +1,55 @@
 """The accelerator: memories, fetch, array, drain and host port."""
 
-import math
 from typing import Any
 
 from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal
-from amaranth.lib import memory, wiring
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from bitwright.hw.activations import ActivationMemory
 from bitwright.hw.array import PEArray
-from bitwright.hw.drain import Drain, threshold_layout
-from bitwright.hw.fetch import WindowScanner
+from bitwright.hw.drain import Drain, threshold_layout, tile_layout
+from bitwright.hw.fetch import WindowLoader
 from bitwright.hw.host import HostPort, host_signature
-from bitwright.hw.isa import COUNTERS, ISSUE_TO_LOAD, ArraySpec
+from bitwright.hw.isa import BUS_WIDTH, COUNTERS, FLAG_COEFFICIENTS, FLAG_OFFSET, ArraySpec
 from bitwright.hw.popcount import popcount
-from bitwright.hw.sequencer import LayerSequencer, TileIssuer, operation_layout, tile_layout
+from bitwright.hw.sequencer import LayerSequencer, PassScheduler, TileIssuer, WeightStreamer, operation_layout
+
+PROBE_WRITES = 4
+"""Writes that the probe can show in a cycle: one for each plane that the drain writes at once."""
 
 
-def probe_signature(spec: ArraySpec) -> wiring.Signature:
+def probe_signature() -> wiring.Signature:
     """What verification watches, cycle by cycle; it costs nothing where it is left open.
 
     ``cycle`` numbers the cycles of the program from 0; the other counters include this cycle's events.
-    ``layer_start`` and ``layer_done`` mark the first and last cycle of a layer. ``write`` marks a write: of the bits
-    of a row tile (``write_slot`` in its word), or of a raw result.
+    ``layer_start`` and ``layer_done`` mark the first and last cycle of a layer, by the number of its descriptor.
+    ``write`` marks writes of the bits of a row tile, at a position, or, with ``write_raw``, of a raw result, at an
+    address. ``read``, ``issue``, ``empty``, ``stall``, ``compare`` show what loader, issuer and drain do.
     """
+    flags = ("layer_start", "layer_done", "write_raw", "read", "issue", "empty", "stall", "compare")
     return wiring.Signature(
         {
             "cycle": Out(32),
             "layer": Out(16),
-            "layer_start": Out(1),
-            "layer_done": Out(1),
-            "write": Out(1),
-            "write_raw": Out(1),
-            "write_address": Out(16),
-            "write_slot": Out(8),
-            "write_data": Out(max(spec.rows, spec.accumulator_width)),
+            **dict.fromkeys(flags, Out(1)),
+            "write": Out(PROBE_WRITES),
+            "write_position": Out(32).array(PROBE_WRITES),
+            "write_data": Out(64).array(PROBE_WRITES),
             **{name: Out(32) for name in COUNTERS if name != "cycles"},
         }
     )
 
 
-class ColumnMemory(wiring.Component):
-    """A column's copy of the activation memory, with a zero flag for each word.
-
-    Parameters
-    ----------
-    spec
-        Array parameters. Without zero skip there are no flags.
-
-    Members
-    -------
-    read_address, read_enable, read_data
-        Words, one cycle later.
-    flag_address, flag
-        Whether a word has a bit set, one cycle later.
-    write_address, write_data, write_lanes, write_flag
-        Lanes to write, in units of ``granularity``, and the word's new flag.
-    """
-
-    read_address: Signal
-    read_enable: Signal
-    read_data: Signal
-    flag_address: Signal
-    flag: Signal
-    write_address: Signal
-    write_data: Signal
-    write_lanes: Signal
-    write_flag: Signal
-
-    def __init__(self, spec: ArraySpec) -> None:
-        self.spec = spec
-        self.granularity = write_granularity(spec)
-        address = spec.derived.activation_address_width
-        super().__init__(
-            {
-                "read_address": In(address),
-                "read_enable": In(1),
-                "read_data": Out(spec.lanes),
-                "flag_address": In(address),
-                "flag": Out(1),
-                "write_address": In(address),
-                "write_data": In(spec.lanes),
-                "write_lanes": In(spec.lanes // self.granularity),
-                "write_flag": In(1),
-            }
-        )
-
-    def elaborate(self, platform: object) -> Module:
-        """Describe the hardware."""
-        spec = self.spec
-        m = Module()
-        m.submodules.words = words = memory.Memory(shape=spec.lanes, depth=spec.activation_depth, init=[])
-        read, write = words.read_port(), words.write_port(granularity=self.granularity)
-        m.d.comb += [
-            read.addr.eq(self.read_address),
-            read.en.eq(self.read_enable),
-            self.read_data.eq(read.data),
-            write.addr.eq(self.write_address),
-            write.data.eq(self.write_data),
-            write.en.eq(self.write_lanes),
-        ]
-        if spec.zero_skip != "off":
-            m.submodules.flags = flags = memory.Memory(shape=1, depth=spec.activation_depth, init=[])
-            flag_read, flag_write = flags.read_port(), flags.write_port()
-            m.d.comb += [
-                flag_read.addr.eq(self.flag_address),
-                self.flag.eq(flag_read.data),
-                flag_write.addr.eq(self.write_address),
-                flag_write.data.eq(self.write_flag),
-                flag_write.en.eq(self.write_lanes.any()),
-            ]
-        return m
-
-
-def write_granularity(spec: ArraySpec) -> int:
-    """Lanes that a write enable of the activation memory covers: slots start at multiples of ``rows``."""
-    return math.gcd(spec.rows, spec.lanes)
-
-
 def accelerator_signature(spec: ArraySpec) -> wiring.Signature:
     """Ports of the accelerator, but clock and reset."""
     return wiring.Signature(
-        {"host": In(host_signature(spec)), "interrupt": Out(1), "probe": Out(probe_signature(spec))}
+        {
+            "host": In(host_signature(spec)),
+            "weights": In(stream.Signature(BUS_WIDTH)),
+            "interrupt": Out(1),
+            "probe": Out(probe_signature()),
+        }
     )
 
 
@@ -136,6 +65,9 @@ class Accelerator(wiring.Component):
     -------
     host
         Registers and memories: :class:`bitwright.hw.host.HostPort`.
+    weights : ``In(stream.Signature(32))``
+        Weights of layers that stream them: :attr:`bitwright.hw.program.Program.stream`. Never ready without
+        ``weight_stream``.
     interrupt : ``Out(1)``
         A program has ended, or was stopped by an error.
     probe
@@ -143,6 +75,7 @@ class Accelerator(wiring.Component):
     """
 
     host: Any
+    weights: stream.Interface
     interrupt: Signal
     probe: Any
 
@@ -159,113 +92,155 @@ class Accelerator(wiring.Component):
 
         # Whatever holds state of a run starts afresh with each.
         fresh = ResetInserter(host.clear)
-        sequencer, scanner, issuer = LayerSequencer(spec), WindowScanner(spec), TileIssuer(spec)
+        sequencer, loader, scheduler, issuer = (
+            LayerSequencer(spec),
+            WindowLoader(spec),
+            PassScheduler(spec),
+            TileIssuer(spec),
+        )
         array, drain = PEArray(spec), Drain(spec)
         m.submodules.sequencer = fresh(sequencer)
-        m.submodules.scanner = fresh(scanner)
+        m.submodules.loader = fresh(loader)
+        m.submodules.scheduler = fresh(scheduler)
         m.submodules.issuer = fresh(issuer)
         m.submodules.array = array
         m.submodules.drain = fresh(drain)
 
-        # Descriptors.
+        # Descriptors: with prefetch, headers and passes are read at the same time.
         m.submodules.descriptors = descriptors = memory.Memory(shape=32, depth=spec.descriptor_depth, init=[])
-        descriptor_read, descriptor_write = descriptors.read_port(), descriptors.write_port()
+        header_read = descriptors.read_port()
+        pass_read = descriptors.read_port() if spec.prefetch else header_read
+        descriptor_write = descriptors.write_port()
         m.d.comb += [
-            descriptor_read.addr.eq(sequencer.address),
-            descriptor_read.en.eq(sequencer.read),
-            sequencer.word.eq(descriptor_read.data),
+            sequencer.word.eq(header_read.data),
+            scheduler.word.eq(pass_read.data),
             descriptor_write.addr.eq(host.write_address),
             descriptor_write.data.eq(host.write_data),
             descriptor_write.en.eq(host.write_descriptor),
         ]
+        if spec.prefetch:
+            m.d.comb += [
+                header_read.addr.eq(sequencer.address),
+                pass_read.addr.eq(scheduler.address),
+                pass_read.en.eq(scheduler.read),
+            ]
+        else:
+            m.d.comb += [
+                header_read.addr.eq(Mux(sequencer.fetching, sequencer.address, scheduler.address)),
+                header_read.en.eq(sequencer.fetching | scheduler.read),
+            ]
 
         # Control.
         layer = sequencer.layer
-        wiring.connect(m, sequencer.passes, issuer.passes)
         m.d.comb += [
             sequencer.start.eq(host.start),
             sequencer.layer_done.eq(drain.layer_done),
-            sequencer.overflow.eq(scanner.overflow),
-            scanner.layer.eq(layer),
-            scanner.start.eq(sequencer.run),
-            scanner.take.eq(issuer.take),
+            sequencer.overflow.eq(loader.overflow),
+            loader.layer.eq(layer),
+            loader.start.eq(sequencer.run),
+            loader.take.eq(issuer.take),
+            scheduler.layer.eq(layer),
+            scheduler.pass_address.eq(sequencer.pass_address),
+            scheduler.start.eq(sequencer.run),
+            scheduler.group.eq(loader.group),
+            scheduler.group_started.eq(loader.started),
+            scheduler.loaded_planes.eq(loader.loaded_planes),
+            scheduler.group_ready.eq(loader.ready),
+            scheduler.group_buffer.eq(loader.buffer),
+            scheduler.take.eq(issuer.take),
+            scheduler.entry_buffer.eq(issuer.entry_buffer),
+            scheduler.entry_index.eq(issuer.entry_index),
+            scheduler.entry_read.eq(issuer.entry_read),
             issuer.layer.eq(layer),
             issuer.start.eq(sequencer.run),
-            issuer.group.eq(scanner.group),
-            issuer.group_ready.eq(scanner.ready),
-            issuer.group_buffer.eq(scanner.buffer),
+            issuer.group.eq(loader.group),
+            issuer.group_ready.eq(loader.ready & scheduler.complete),
+            issuer.group_buffer.eq(loader.buffer),
+            issuer.count.eq(scheduler.count),
+            issuer.skipped.eq(scheduler.skipped),
+            issuer.entry.eq(scheduler.entry),
             drain.layer.eq(layer),
         ]
 
-        # Cycle 0 of an operation: its entry is looked up.
-        issued = issuer.operation
+        # Activations.
+        m.submodules.activations = activations = ActivationMemory(spec)
         m.d.comb += [
-            scanner.list_buffer.eq(issued.list_buffer),
-            scanner.list_plane.eq(issued.list_plane),
-            scanner.list_index.eq(issued.list_index),
+            activations.read.eq(loader.read),
+            activations.read_position.eq(loader.read_position),
+            loader.read_data.eq(activations.read_data),
+            activations.write.eq(drain.write),
+            activations.write_position.eq(drain.write_position),
+            activations.write_data.eq(drain.write_data),
+            activations.write_granules.eq(drain.write_granules),
+            activations.host_write.eq(host.write_activation),
+            activations.host_read.eq(host.read_activation),
+            activations.host_address.eq(Mux(host.read_activation, host.activation_address, host.write_address)),
+            activations.host_data.eq(host.write_word),
+            host.activation_data.eq(activations.host_word),
         ]
 
-        # Cycle 1: addresses. The columns' addresses of a group are copied one cycle after it is taken, when the
-        # previous group's last operation is here.
+        # Cycle 0 of an operation: its list entry is looked up.
+        issued = issuer.operation
+        m.d.comb += [
+            loader.list_buffer.eq(issued.buffer),
+            loader.list_address.eq(issued.list_address),
+            loader.list_index.eq(issued.list_index),
+        ]
+
+        # Cycle 1: addresses.
         operation = Signal(operation_layout(spec))
-        taken = Signal()
-        addresses = Signal.like(scanner.addresses)
-        m.d.sync += [operation.eq(issued), operation.valid.eq(issued.valid & ~host.clear), taken.eq(issuer.take)]
-        with m.If(taken):
-            m.d.sync += addresses.eq(scanner.addresses)
+        m.d.sync += [operation.eq(issued), operation.valid.eq(issued.valid & ~host.clear)]
         computes, active = Signal(), Signal(spec.columns)
         weight_address = Signal(derived.weight_address_width)
+        window_address = Signal(derived.window_address_width + 1)
         m.d.comb += [
             computes.eq(operation.valid & ~operation.empty),
-            active.eq(scanner.entry.active & computes.replicate(spec.columns)),
-            weight_address.eq(operation.weight_address + scanner.entry.word),
+            active.eq(loader.entry.active & computes.replicate(spec.columns)),
+            weight_address.eq(operation.weight_address + loader.entry.word),
+            window_address.eq(
+                Cat((operation.base + loader.entry.word)[: derived.window_address_width], operation.buffer)
+            ),
         ]
         active_operand = Signal(spec.columns)
         control_operand = Signal.like(array.control)
+        residual_operand = Signal()
         m.d.sync += [
             active_operand.eq(active),
             control_operand.valid.eq(operation.valid),
             control_operand.clear.eq(operation.clear),
             control_operand.double.eq(operation.double),
             control_operand.negate.eq(operation.negate),
+            residual_operand.eq(operation.residual),
         ]
 
         # Cycle 2: operands.
-        m.d.comb += [array.active.eq(active_operand), array.control.eq(control_operand)]
+        m.d.comb += [
+            array.active.eq(active_operand),
+            array.control.eq(control_operand),
+            array.residual.eq(residual_operand),
+        ]
         for column in range(spec.columns):
-            m.submodules[f"column_{column}"] = store = ColumnMemory(spec)
-            fetch = addresses[column] + scanner.entry.offset
-            if column == 0:  # the host reads this copy
-                m.d.comb += [
-                    store.read_address.eq(Mux(host.read_activation, host.activation_address, fetch)),
-                    store.read_enable.eq(active[column] | host.read_activation),
-                    host.activation_data.eq(store.read_data),
-                ]
-            else:
-                m.d.comb += [store.read_address.eq(fetch), store.read_enable.eq(active[column])]
+            m.submodules[f"window_{column}"] = window = memory.Memory(
+                shape=spec.lanes, depth=2 * spec.window_depth, init=[]
+            )
+            window_read, window_write = window.read_port(), window.write_port()
             m.d.comb += [
-                array.activations[column].eq(store.read_data),
-                store.flag_address.eq(scanner.flag_addresses[column]),
-                scanner.nonzero[column].eq(store.flag),
+                window_read.addr.eq(window_address),
+                window_read.en.eq(active[column]),
+                array.activations[column].eq(window_read.data),
+                window_write.addr.eq(loader.window_write_address),
+                window_write.data.eq(loader.window_write_data[column]),
+                window_write.en.eq(loader.window_write[column]),
             ]
-            self._connect_write(m, store, host, drain)
-        for row in range(spec.rows):
-            m.submodules[f"weights_{row}"] = weights = memory.Memory(shape=spec.lanes, depth=spec.weight_depth, init=[])
-            weight_read, weight_write = weights.read_port(), weights.write_port()
-            m.d.comb += [
-                weight_read.addr.eq(weight_address),
-                weight_read.en.eq(computes),
-                array.weights[row].eq(weight_read.data),
-                weight_write.addr.eq(host.write_address),
-                weight_write.data.eq(host.write_word),
-                weight_write.en.eq(host.write_weight & (host.write_row == row)),
-            ]
+        self._connect_weights(m, array, host, sequencer, weight_address, computes)
+        if spec.coefficient_bits:
+            self._connect_coefficients(m, array, host, sequencer.layer, operation)
 
         # The tile follows its last operation to the accumulators.
         loading = Signal(1)
         tile = Signal(tile_layout(spec))
         m.d.comb += [loading.eq(issued.valid & issued.last), tile.eq(issuer.tile)]
-        for stage in range(ISSUE_TO_LOAD):
+        for stage in range(derived.issue_to_load):
             loading_next, tile_next = (
                 Signal(1, name=f"loading_{stage}"),
                 Signal(tile_layout(spec), name=f"tile_{stage}"),
@@ -286,14 +261,18 @@ class Accelerator(wiring.Component):
             m.submodules[f"thresholds_{row}"] = thresholds = memory.Memory(
                 shape=threshold_layout(spec), depth=spec.threshold_depth, init=[]
             )
-            threshold_read, threshold_write = thresholds.read_port(), thresholds.write_port()
+            threshold_write = thresholds.write_port()
             m.d.comb += [
-                threshold_read.addr.eq(drain.threshold_address[row]),
-                drain.thresholds[row].eq(threshold_read.data),
                 threshold_write.addr.eq(host.write_address),
                 threshold_write.data.eq(host.write_data),
                 threshold_write.en.eq(host.write_threshold & (host.write_row == row)),
             ]
+            for comparator in range(spec.drain_planes):
+                threshold_read = thresholds.read_port()
+                m.d.comb += [
+                    threshold_read.addr.eq(drain.threshold_address[comparator][row]),
+                    drain.thresholds[comparator][row].eq(threshold_read.data),
+                ]
         m.submodules.results = results = memory.Memory(shape=spec.accumulator_width, depth=spec.result_depth, init=[])
         result_read, result_write = results.read_port(), results.write_port()
         m.d.comb += [
@@ -301,7 +280,7 @@ class Accelerator(wiring.Component):
             host.result_data.eq(result_read.data.as_signed()),
             result_write.addr.eq(drain.write_address),
             result_write.data.eq(drain.write_value),
-            result_write.en.eq(drain.write & drain.write_raw),
+            result_write.en.eq(drain.write_raw),
         ]
 
         # Counters.
@@ -321,9 +300,10 @@ class Accelerator(wiring.Component):
             "stalls": issuer.stalled,
             "computed": popcount(m, active, "computed"),
             "gated": popcount(m, valid & ~active & computes.replicate(spec.columns), "gated"),
-            "skipped": Mux(issued.valid & issued.pass_last, issuer.skipped, 0),
+            "skipped": issuer.tile_skipped,
             "compares": drain.comparing,
-            "writes": drain.write,
+            "writes": popcount(m, drain.write, "writes") + drain.write_raw,
+            "loads": loader.loading,
         }
         probe = self.probe
         for name in COUNTERS:
@@ -335,36 +315,81 @@ class Accelerator(wiring.Component):
             probe.layer.eq(sequencer.layer_index),
             probe.layer_start.eq(sequencer.layer_start),
             probe.layer_done.eq(drain.layer_done),
-            probe.write.eq(drain.write),
+            probe.read.eq(loader.loading),
+            probe.issue.eq(issued.valid),
+            probe.empty.eq(issued.empty),
+            probe.stall.eq(issuer.stalled),
+            probe.compare.eq(drain.comparing),
+            probe.write.eq(drain.write | drain.write_raw),
             probe.write_raw.eq(drain.write_raw),
-            probe.write_address.eq(drain.write_address),
-            probe.write_slot.eq(Mux(drain.write_raw, 0, drain.write_slot)),
-            probe.write_data.eq(Mux(drain.write_raw, drain.write_value.as_unsigned(), drain.write_bits)),
         ]
+        for plane in range(spec.drain_planes):
+            m.d.comb += [
+                probe.write_position[plane].eq(drain.write_position[plane]),
+                probe.write_data[plane].eq(drain.write_data[plane]),
+            ]
+        with m.If(drain.write_raw):
+            m.d.comb += [
+                probe.write_position[0].eq(drain.write_address),
+                probe.write_data[0].eq(drain.write_value.as_unsigned()),
+            ]
         return m
 
-    def _connect_write(self, m: Module, store: ColumnMemory, host: HostPort, drain: Drain) -> None:
-        """Write port of a column: the drain's row tile while running, else the host's whole word."""
+    def _connect_weights(
+        self,
+        m: Module,
+        array: PEArray,
+        host: HostPort,
+        sequencer: LayerSequencer,
+        address: Signal,
+        computes: Signal,
+    ) -> None:
+        """Weight memories: written by the host between runs, or from the stream during them."""
         spec = self.spec
-        units = spec.rows // store.granularity
-        slots = spec.derived.slots
-        chosen = [drain.write_slot == slot for slot in range(slots)]
-        tile_data = Cat(Mux(chosen[slot], drain.write_bits, 0)[: spec.rows] for slot in range(slots))
-        # The first tile of a word clears the rest of it: lanes that no tile writes must not keep what was there before.
-        enabled = Cat((chosen[0] | chosen[slot]).replicate(units) for slot in range(slots))
-        rest = chosen[0].replicate(len(store.write_lanes) - slots * units)
-        tile_lanes = Cat(enabled, rest) & (drain.write & ~drain.write_raw).replicate(len(store.write_lanes))
-        with m.If(host.busy):
+        write_address, write_word = host.write_address, host.write_word
+        write_row, write = host.write_row, host.write_weight
+        if spec.weight_stream:
+            m.submodules.streamer = streamer = ResetInserter(host.clear)(WeightStreamer(spec))
+            wiring.connect(m, wiring.flipped(self.weights), streamer.beats)
             m.d.comb += [
-                store.write_address.eq(drain.write_address),
-                store.write_data.eq(tile_data),
-                store.write_lanes.eq(tile_lanes),
-                store.write_flag.eq(drain.write_flag),
+                streamer.start.eq(sequencer.stream_start),
+                streamer.base.eq(sequencer.stream_base),
+                streamer.words.eq(sequencer.stream_words),
+                sequencer.stream_done.eq(streamer.done),
             ]
-        with m.Else():
+            write_address = Mux(host.busy, streamer.write_address, write_address)
+            write_word = Mux(host.busy, streamer.write_word, write_word)
+            write_row = Mux(host.busy, streamer.write_row, write_row)
+            write = write | streamer.write
+        for row in range(spec.rows):
+            m.submodules[f"weights_{row}"] = weights = memory.Memory(shape=spec.lanes, depth=spec.weight_depth, init=[])
+            weight_read, weight_write = weights.read_port(), weights.write_port()
             m.d.comb += [
-                store.write_address.eq(host.write_address),
-                store.write_data.eq(host.write_word),
-                store.write_lanes.eq(host.write_activation.replicate(len(store.write_lanes))),
-                store.write_flag.eq(host.write_word.any()),
+                weight_read.addr.eq(address),
+                weight_read.en.eq(computes),
+                array.weights[row].eq(weight_read.data),
+                weight_write.addr.eq(write_address),
+                weight_write.data.eq(write_word),
+                weight_write.en.eq(write & (write_row == row)),
+            ]
+
+    def _connect_coefficients(
+        self, m: Module, array: PEArray, host: HostPort, layer: "data.View[Any]", operation: Signal
+    ) -> None:
+        """Coefficient memories, read in step with the weights; 1 in layers without coefficients."""
+        spec = self.spec
+        used = Signal()
+        m.d.comb += used.eq((layer.flags & FLAG_COEFFICIENTS).any())
+        m.d.comb += array.control.bipolar.eq(used & (layer.flags & FLAG_OFFSET).any())
+        for row in range(spec.rows):
+            m.submodules[f"coefficients_{row}"] = coefficients = memory.Memory(
+                shape=spec.coefficient_bits, depth=spec.coefficient_depth, init=[]
+            )
+            read, write = coefficients.read_port(), coefficients.write_port()
+            m.d.comb += [
+                read.addr.eq(operation.coefficient_address),
+                array.coefficients[row].eq(Mux(used, read.data.as_signed(), 1)),
+                write.addr.eq(host.write_address),
+                write.data.eq(host.write_data),
+                write.en.eq(host.write_coefficient & (host.write_row == row)),
             ]

@@ -2,28 +2,39 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.hdl import Cat, Module, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.isa import ISSUE_TO_LOAD, ArraySpec
-from bitwright.hw.pe import ACCUMULATE, PopcountAccumulator, ProcessingElement
+from bitwright.hw.pe import BASE, COUNT_LATENCY, PopcountAccumulator, ProcessingElement
+from bitwright.hw.popcount import Fabric
 
 OPERAND_TO_LOAD = ISSUE_TO_LOAD - 2
-"""Cycles from an operand on the array's inputs to its sum in the accumulators, where the chain may load it."""
+"""Cycles from an operand on the inputs of an array without a multiplier to its sum in the accumulators, where the chain
+may load it; ``Derived.multiply_stages`` more with one."""
+
+
+def accumulate_layout(spec: ArraySpec) -> data.StructLayout:
+    """What accumulators do with an operand's counts: start over, double first, subtract; bipolar counts."""
+    return data.StructLayout(
+        {"valid": 1, "clear": 1, "double": 1, "negate": 1, **({"bipolar": 1} if spec.coefficient_bits else {})}
+    )
 
 
 class PEArray(wiring.Component):
     """``rows × columns`` PEs, a column sum for each column, and a second set of registers that drains.
 
-    An operand takes three cycles: operand registers, count, accumulate. After the last operand of a row tile,
-    ``load`` copies all accumulators to the drain chain, while the next tile already accumulates; ``shift`` moves the
-    chain by one column.
+    An operand takes three cycles: operand registers, count, accumulate; four with a multiplier. After the last operand
+    of a row tile, ``load`` copies all accumulators to the drain chain, while the next tile already accumulates;
+    ``shift`` moves the chain by one column.
 
     Parameters
     ----------
     spec
         Array parameters.
+    fabric
+        Form of the arithmetic.
 
     Members
     -------
@@ -32,11 +43,18 @@ class PEArray(wiring.Component):
     activations : ``In(columns × lanes)``
         Word of each column.
     active : ``In(columns)``
-        Columns whose word counts. The operand register of another column keeps its value if zero skip is on.
-    control : ``In(ACCUMULATE)``
-        What to do with this operand.
+        Columns whose word counts; none without ``control.valid``. The operand register of another column keeps its
+        value if zero skip is on.
+    residual : ``In(1)``
+        The operand is of a residual addend, which has no offset: column sums do not count it, and it is not bipolar.
+    coefficients : ``In(rows × signed(coefficient_bits))``
+        What each row's counts are multiplied by; only in an array with a multiplier. The column sums are not
+        multiplied.
+    control : ``In(accumulate_layout(spec))``
+        What to do with this operand. ``bipolar``, in an array with a multiplier: multiply twice the count less the
+        set bits of the column's activations.
     load : ``In(1)``
-        Copy the accumulators to the chain, in the cycle ``OPERAND_TO_LOAD`` after the last operand.
+        Copy the accumulators to the chain, in the cycle ``OPERAND_TO_LOAD + multiply_stages`` after the last operand.
     shift : ``In(1)``
         Move column ``c + 1`` of the chain to column ``c``.
     sums : ``Out(rows × signed(accumulator_width))``
@@ -48,68 +66,95 @@ class PEArray(wiring.Component):
     weights: "data.View[Any]"
     activations: "data.View[Any]"
     active: Signal
+    residual: Signal
+    coefficients: "data.View[Any]"
     control: "data.View[Any]"
     load: Signal
     shift: Signal
     sums: "data.View[Any]"
     column_sum: Signal
 
-    def __init__(self, spec: ArraySpec) -> None:
+    def __init__(self, spec: ArraySpec, fabric: Fabric = "portable") -> None:
         self.spec = spec
-        super().__init__(
-            {
-                "weights": In(data.ArrayLayout(spec.lanes, spec.rows)),
-                "activations": In(data.ArrayLayout(spec.lanes, spec.columns)),
-                "active": In(spec.columns),
-                "control": In(ACCUMULATE),
-                "load": In(1),
-                "shift": In(1),
-                "sums": Out(data.ArrayLayout(signed(spec.accumulator_width), spec.rows)),
-                "column_sum": Out(signed(spec.accumulator_width)),
-            }
-        )
+        self.fabric: Fabric = fabric
+        members = {
+            "weights": In(data.ArrayLayout(spec.lanes, spec.rows)),
+            "activations": In(data.ArrayLayout(spec.lanes, spec.columns)),
+            "active": In(spec.columns),
+            "residual": In(1),
+            "control": In(accumulate_layout(spec)),
+            "load": In(1),
+            "shift": In(1),
+            "sums": Out(data.ArrayLayout(signed(spec.accumulator_width), spec.rows)),
+            "column_sum": Out(signed(spec.accumulator_width)),
+        }
+        if spec.coefficient_bits:
+            members["coefficients"] = In(data.ArrayLayout(signed(spec.coefficient_bits), spec.rows))
+        super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
-        spec = self.spec
+        spec, stages = self.spec, self.spec.derived.multiply_stages
         m = Module()
 
-        # Operand registers, and the control and enables that follow them to the accumulators.
-        weights = Signal(data.ArrayLayout(spec.lanes, spec.rows))
-        activations = Signal(data.ArrayLayout(spec.lanes, spec.columns))
-        control_count, control_sum = Signal(ACCUMULATE), Signal(ACCUMULATE)
-        active_count, active_sum = Signal(spec.columns), Signal(spec.columns)
+        # Operand registers, which words that do not count leave still.
+        weights = Signal(data.ArrayLayout(spec.lanes, spec.rows), reset_less=True)
+        activations = Signal(data.ArrayLayout(spec.lanes, spec.columns), reset_less=True)
         with m.If(self.control.valid):
             m.d.sync += weights.eq(self.weights)
         for column in range(spec.columns):
             hold = spec.zero_skip != "off"
             with m.If(self.active[column] if hold else self.control.valid):
                 m.d.sync += activations[column].eq(self.activations[column])
-        m.d.sync += [
-            control_count.eq(self.control),
-            control_sum.eq(control_count),
-            active_count.eq(self.active),
-            active_sum.eq(active_count),
-        ]
+
+        # What follows the words: with the words themselves, with their counts, with what is added.
+        idle = _delayed(m, "idle", ~self.active, 1)
+        column_idle = _delayed(m, "column_idle", ~self.active | self.residual.replicate(spec.columns), 1)
+        negate = _delayed(m, "negate", self.control.negate, 1)
+        base = Signal(BASE)
+        m.d.comb += Value.cast(base).eq(
+            _delayed(
+                m,
+                "base",
+                Cat(self.control.valid, self.control.clear, self.control.double),
+                1 + COUNT_LATENCY + stages,
+            )
+        )
+        if spec.coefficient_bits:
+            coefficients = Signal(data.ArrayLayout(signed(spec.coefficient_bits), spec.rows))
+            bipolar = _delayed(m, "bipolar", self.control.bipolar & ~self.residual, 1 + COUNT_LATENCY)
+            m.d.comb += Value.cast(coefficients).eq(
+                _delayed(m, "coefficients", Value.cast(self.coefficients), 1 + COUNT_LATENCY)
+            )
 
         column_sums: list[Signal] = []
         sums: list[list[Signal]] = [[] for _ in range(spec.rows)]
         for column in range(spec.columns):
-            m.submodules[f"column_sum_{column}"] = total = PopcountAccumulator(spec.lanes, spec.accumulator_width)
+            total = PopcountAccumulator(spec.lanes, spec.accumulator_width, stages, self.fabric)
+            m.submodules[f"column_sum_{column}"] = total
             m.d.comb += [
                 total.word.eq(activations[column]),
-                total.control.eq(control_sum),
-                total.enable.eq(active_sum[column]),
+                total.ignore.eq(column_idle[column]),
+                total.negate.eq(negate),
+                total.base.eq(base),
             ]
             column_sums.append(total.sum)
             for row in range(spec.rows):
-                m.submodules[f"pe_{row}_{column}"] = pe = ProcessingElement(spec.lanes, spec.accumulator_width)
+                pe = ProcessingElement(spec.lanes, spec.accumulator_width, spec.coefficient_bits, self.fabric)
+                m.submodules[f"pe_{row}_{column}"] = pe
                 m.d.comb += [
                     pe.activation.eq(activations[column]),
                     pe.weight.eq(weights[row]),
-                    pe.control.eq(control_sum),
-                    pe.enable.eq(active_sum[column]),
+                    pe.ignore.eq(idle[column]),
+                    pe.negate.eq(negate),
+                    pe.base.eq(base),
                 ]
+                if spec.coefficient_bits:
+                    m.d.comb += [
+                        pe.coefficient.eq(coefficients[row]),
+                        pe.bipolar.eq(bipolar),
+                        pe.column_count.eq(total.count),
+                    ]
                 sums[row].append(pe.sum)
 
         for row in range(spec.rows):
@@ -119,7 +164,7 @@ class PEArray(wiring.Component):
 
     def _chain(self, m: Module, name: str, sums: list[Signal]) -> Signal:
         width = self.spec.accumulator_width
-        chain = Signal(width * len(sums), name=name)
+        chain = Signal(width * len(sums), name=name, reset_less=True)
         with m.If(self.load):
             m.d.sync += chain.eq(Cat(*sums))
         with m.Elif(self.shift):
@@ -127,3 +172,12 @@ class PEArray(wiring.Component):
         head = Signal(signed(width), name=f"{name}_head")
         m.d.comb += head.eq(chain[:width])
         return head
+
+
+def _delayed(m: Module, name: str, value: Value, cycles: int) -> Value:
+    """Value of some cycles before."""
+    for cycle in range(cycles):
+        following = Signal(len(value), name=f"{name}_{cycle}", reset_less=True)
+        m.d.sync += following.eq(value)
+        value = following
+    return value

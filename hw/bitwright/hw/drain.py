@@ -2,13 +2,20 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.fetch import descriptor_layout
-from bitwright.hw.isa import FLAG_OFFSET, FLAG_RAW, ArraySpec
-from bitwright.hw.sequencer import tile_layout
+from bitwright.hw.isa import (
+    CODE_TABLE_PLANES,
+    FLAG_COEFFICIENTS,
+    FLAG_OFFSET,
+    FLAG_RAW,
+    FLAG_TABLE,
+    GRANULE,
+    ArraySpec,
+)
 
 
 def threshold_layout(spec: ArraySpec) -> data.StructLayout:
@@ -16,11 +23,40 @@ def threshold_layout(spec: ArraySpec) -> data.StructLayout:
     return data.StructLayout({"value": signed(spec.accumulator_width), "negate": 1, "pool_min": 1})
 
 
-class ThresholdUnit(wiring.Component):
-    """Find a code of one channel by binary search: one bit a cycle, most significant first.
+def tile_layout(spec: ArraySpec) -> data.StructLayout:
+    """What the drain needs to know of a row tile of a pixel group."""
+    derived = spec.derived
+    return data.StructLayout(
+        {
+            "valid": spec.columns,  # columns that hold a window: the first ones
+            "pool_first": spec.columns,  # columns whose window starts a pooling window
+            "pool_last": spec.columns,  # columns whose window ends one
+            # Position of the first output pixel that the group completes; of raw results the address.
+            "output_position": max(derived.position_width, derived.result_address_width),
+            "tile": derived.tile_index_width,  # number of the tile
+            "channel": (spec.rows * spec.row_tiles_max - 1).bit_length(),  # first channel of the tile: tile * rows
+            "threshold_address": derived.threshold_address_width,  # of the tile's first entry, minus one
+            "last": 1,  # of the layer
+        }
+    )
 
-    ``code`` is the number of thresholds that the value reaches. Threshold ``i`` is reached if ``value >= threshold``,
-    or, for a negated entry, if it is not.
+
+def stage_layout(spec: ArraySpec) -> data.StructLayout:
+    """What a comparator is told in a cycle."""
+    width = spec.derived.code_width
+    return data.StructLayout(
+        {
+            "take": 1,  # take the next column, from the comparator before, in the next cycle
+            "bit": width,  # one-hot: the bit decided in this cycle, if any
+        }
+    )
+
+
+class SearchControl(wiring.Component):
+    """Say which bit of a code each comparator decides.
+
+    A column is taken every ``ceil(planes / drain_planes)`` cycles, at most, and passes all comparators, spending that
+    many cycles in each. Comparators whose bits a narrow code does not have decide nothing.
 
     Parameters
     ----------
@@ -29,42 +65,123 @@ class ThresholdUnit(wiring.Component):
 
     Members
     -------
-    value : ``In(signed(accumulator_width))``
-        Value of the channel, constant during its search.
-    entry : ``In(threshold_layout(spec))``
-        Threshold number ``candidate`` of the channel.
-    step : ``In(1)``
-        Compare in this cycle.
-    bit : ``In(code_width)``
-        One-hot: the bit being decided.
-    first : ``In(1)``
-        The step is the search's first.
-    next_code : ``Out(code_width)``
-        Code with the bits decided up to and including this cycle's.
-    code : ``Out(code_width)``, pool_min : ``Out(1)``
-        Result, in the cycle after the last step, and the channel's way of pooling.
+    planes : ``In(range(activation_planes_max + 1))``
+        Bits of a code, at least 1; constant while columns are on their way.
+    start : ``In(1)``
+        A column starts: the first comparator decides its most significant bit in the next cycle. Only with ``ready``.
+    ready : ``Out(1)``
+        A column may start.
+    comparing : ``Out(1)``
+        The first comparator decides a bit.
+    stages : ``Out(drain_planes × stage_layout(spec))``
+        Control of each comparator.
+    finish : ``Out(1)``
+        Last cycle of a column in the last comparator.
     """
 
-    value: Signal
-    entry: "data.View[Any]"
-    step: Signal
-    bit: Signal
+    planes: Signal
+    start: Signal
+    ready: Signal
+    comparing: Signal
+    stages: "data.View[Any]"
+    finish: Signal
+
+    def __init__(self, spec: ArraySpec) -> None:
+        self.spec = spec
+        super().__init__(
+            {
+                "planes": In(range(spec.activation_planes_max + 1)),
+                "start": In(1),
+                "ready": Out(1),
+                "comparing": Out(1),
+                "stages": Out(data.ArrayLayout(stage_layout(spec), spec.drain_planes)),
+                "finish": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Describe the hardware."""
+        spec, derived = self.spec, self.spec.derived
+        m = Module()
+        width = derived.code_width
+        steps_max = derived.drain_steps(spec.activation_planes_max)
+        last_step = Signal(range(steps_max))
+        m.d.comb += last_step.eq((self.planes - 1) >> (spec.drain_planes - 1).bit_length())
+
+        take: Value = self.start
+        incoming: Value = Signal(width, name="top")
+        m.d.comb += incoming.eq((1 << self.planes) >> 1)
+        for number in range(spec.drain_planes):
+            active, last = Signal(name=f"active_{number}"), Signal(name=f"last_{number}")
+            step = Signal(range(steps_max), name=f"step_{number}")
+            bit = Signal(width, name=f"bit_{number}")
+            m.d.comb += [
+                last.eq(active & (step == last_step)),
+                self.stages[number].take.eq(take),
+                self.stages[number].bit.eq(bit),
+            ]
+            m.d.sync += [
+                active.eq(take | (active & ~last)),
+                step.eq(Mux(take, 0, step + 1)),
+                bit.eq(Mux(take, incoming, Mux(last, 0, bit >> 1))),
+            ]
+            if number == 0:
+                m.d.comb += [self.ready.eq(~active | last), self.comparing.eq(active)]
+            take, incoming = last, bit >> 1
+        m.d.comb += self.finish.eq(take)
+        return m
+
+
+class ThresholdUnit(wiring.Component):
+    """Find codes of one row by binary search, a column after the other: a pipeline of ``drain_planes`` comparators.
+
+    ``code`` is the number of thresholds that the value reaches. Threshold ``i`` is reached if ``value >= threshold``,
+    or, for a negated entry, if it is not. Each comparator decides its share of the code's bits, most significant first,
+    one a cycle, while the comparator before works on the next column.
+
+    Parameters
+    ----------
+    spec
+        Array parameters.
+
+    Members
+    -------
+    stages : ``In(drain_planes × stage_layout(spec))``
+        From :class:`SearchControl`, which the rows share.
+    complement : ``In(signed(accumulator_width))``
+        Bitwise complement of the value in the first comparator, from the cycle after its start until the next start.
+    first : ``In(threshold_address_width)``
+        Address of the threshold that decides the first bit of the column that may start.
+    base : ``In(drain_planes × threshold_address_width)``
+        Address of the first threshold, minus one, of the column in each comparator.
+    address : ``Out(drain_planes × threshold_address_width)``
+        Threshold that each comparator needs in the next cycle; anything if it decides no bit then.
+    entries : ``In(drain_planes × threshold_layout(spec))``
+        That threshold, one cycle later.
+    code : ``Out(code_width)``, pool_min : ``Out(1)``
+        Result, in the cycle after ``finish``, and the channel's way of pooling.
+    """
+
+    stages: "data.View[Any]"
+    complement: Signal
     first: Signal
-    next_code: Signal
+    base: "data.View[Any]"
+    address: "data.View[Any]"
+    entries: "data.View[Any]"
     code: Signal
     pool_min: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
-        width = spec.derived.code_width
+        width, address = spec.derived.code_width, spec.derived.threshold_address_width
         super().__init__(
             {
-                "value": In(signed(spec.accumulator_width)),
-                "entry": In(threshold_layout(spec)),
-                "step": In(1),
-                "bit": In(width),
-                "first": In(1),
-                "next_code": Out(width),
+                "stages": In(data.ArrayLayout(stage_layout(spec), spec.drain_planes)),
+                "complement": In(signed(spec.accumulator_width)),
+                "first": In(address),
+                "base": In(data.ArrayLayout(address, spec.drain_planes)),
+                "address": Out(data.ArrayLayout(address, spec.drain_planes)),
+                "entries": In(data.ArrayLayout(threshold_layout(spec), spec.drain_planes)),
                 "code": Out(width),
                 "pool_min": Out(1),
             }
@@ -72,22 +189,55 @@ class ThresholdUnit(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
+        spec = self.spec
         m = Module()
-        reached = Signal()
-        m.d.comb += [
-            reached.eq((self.value >= self.entry.value) ^ self.entry.negate),
-            self.next_code.eq(Mux(self.first, 0, self.code) | (self.bit & reached.replicate(len(self.bit)))),
-        ]
-        with m.If(self.step):
-            m.d.sync += [self.code.eq(self.next_code), self.pool_min.eq(self.entry.pool_min)]
+        width = spec.derived.code_width
+        incoming: Value = Const(0, width)
+        incoming_address: Value = self.first
+        complement: Value = self.complement
+        # The first comparator decides a bit of every code, so its entry is always one of the channel.
+        pool_min: Value = self.entries[0].pool_min
+        for number in range(spec.drain_planes):
+            stage, entry = self.stages[number], self.entries[number]
+            if number > 0:
+                held = Signal(signed(spec.accumulator_width), name=f"complement_{number}")
+                held_pool_min = Signal(name=f"pool_min_{number}")
+                with m.If(stage.take):
+                    m.d.sync += [held.eq(complement), held_pool_min.eq(pool_min)]
+                complement, pool_min = held, held_pool_min
+            # value >= threshold is threshold + ~value < 0: a sum takes no inverters between memory and carry chain.
+            below = Signal(signed(spec.accumulator_width + 1), name=f"below_{number}")
+            reached = Signal(name=f"reached_{number}")
+            code, decided = Signal(width, name=f"code_{number}"), Signal(width, name=f"decided_{number}")
+            m.d.comb += [
+                below.eq(entry.value + complement),
+                reached.eq(below[-1] ^ entry.negate),
+                decided.eq(code | (stage.bit & reached.replicate(width))),
+            ]
+            m.d.sync += code.eq(Mux(stage.take, incoming, decided))
+            # Both addresses that may follow are ready when the comparison is. It is this comparator's or the next's.
+            if_reached, if_not = Signal.like(self.first), Signal.like(self.first)
+            following = Signal.like(self.first, name=f"following_{number}")
+            m.d.comb += [
+                if_reached.eq(self.base[number] + (code | stage.bit | stage.bit >> 1)),
+                if_not.eq(self.base[number] + (code | stage.bit >> 1)),
+                following.eq(Mux(reached, if_reached, if_not)),
+                self.address[number].eq(Mux(stage.take, incoming_address, following)),
+            ]
+            incoming, incoming_address = decided, following
+        m.d.sync += [self.code.eq(incoming), self.pool_min.eq(pool_min)]
         return m
 
 
 class Drain(wiring.Component):
     """Turn the sums of a row tile into codes, pool them and write them, while the array computes the next tile.
 
-    One column a time: ``output_planes`` cycles of binary search for all rows at once, then one cycle of pooling, then
-    a write a plane. Raw results take a cycle a row instead.
+    One column after the other, all rows at once: subtraction of the offset, the comparators, pooling, code table,
+    writing. Each but the comparators and the writing takes a cycle; those take ``ceil(output_planes / drain_planes)``
+    for each comparator and for all planes. A column follows every so many cycles. Raw results take a cycle a row.
+
+    Nothing holds the drain up, and nothing may come too early: a tile may be loaded as many cycles after another as
+    that one's valid columns take.
 
     Parameters
     ----------
@@ -97,26 +247,29 @@ class Drain(wiring.Component):
     Members
     -------
     layer : ``In(descriptor_layout(spec))``
-        Descriptor.
+        Descriptor; constant from the layer's first load to ``layer_done``.
     load : ``In(1)``, tile : ``In(tile_layout(spec))``
         The array loads its chain in this cycle, with the sums of this tile.
     sums, column_sum
         Head of the chain, from the cycle after ``load``.
     shift : ``Out(1)``
-        Move the chain.
-    threshold_address : ``Out(rows × threshold_address_width)``
-        Entry to read of each row's threshold memory.
-    thresholds : ``In(rows × threshold_layout(spec))``
-        That entry, one cycle later.
-    write : ``Out(1)``, write_raw : ``Out(1)``, write_address : ``Out(16)``, write_slot, write_bits, write_flag
-        A write to activation memory: the tile's bits of one plane, and whether the word as written so far has a bit
-        set.
-    write_value : ``Out(signed(accumulator_width))``
-        A raw result.
+        Move the chain, unless it is loaded.
+    threshold_address : ``Out(drain_planes × rows × threshold_address_width)``
+        Entry to read of each row's threshold memory, for each comparator.
+    thresholds : ``In(drain_planes × rows × threshold_layout(spec))``
+        Those entries, one cycle later.
+    write : ``Out(drain_planes)``
+        Writes to activation memory, each of a plane of the row tile.
+    write_position : ``Out(drain_planes × position_width)``, write_data : ``Out(drain_planes × rows)``
+        Position of the tile's first granule in each of these planes, and the tile's bits there.
+    write_granules : ``Out(tile_granules)``
+        Granules of the tile to write: those that hold channels. Beyond the last channel their bits are zero.
+    write_raw : ``Out(1)``, write_address : ``Out(result_address_width)``, write_value : ``Out(signed(...))``
+        A write to result memory.
     comparing : ``Out(1)``
-        A threshold comparison is being made.
+        The first comparator of each row decides a bit.
     layer_done : ``Out(1)``
-        With the layer's last write.
+        With the layer's last write, of raw results in the cycle of the last column's last row, written or not.
     """
 
     layer: "data.View[Any]"
@@ -128,11 +281,11 @@ class Drain(wiring.Component):
     threshold_address: "data.View[Any]"
     thresholds: "data.View[Any]"
     write: Signal
+    write_position: "data.View[Any]"
+    write_data: "data.View[Any]"
+    write_granules: Signal
     write_raw: Signal
     write_address: Signal
-    write_slot: Signal
-    write_bits: Signal
-    write_flag: Signal
     write_value: Signal
     comparing: Signal
     layer_done: Signal
@@ -140,22 +293,26 @@ class Drain(wiring.Component):
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
         derived = spec.derived
+
+        def each(shape: Any, count: int = spec.drain_planes) -> data.ArrayLayout:
+            return data.ArrayLayout(shape, count)
+
         super().__init__(
             {
                 "layer": In(descriptor_layout(spec)),
                 "load": In(1),
                 "tile": In(tile_layout(spec)),
-                "sums": In(data.ArrayLayout(signed(spec.accumulator_width), spec.rows)),
+                "sums": In(each(signed(spec.accumulator_width), spec.rows)),
                 "column_sum": In(signed(spec.accumulator_width)),
                 "shift": Out(1),
-                "threshold_address": Out(data.ArrayLayout(derived.threshold_address_width, spec.rows)),
-                "thresholds": In(data.ArrayLayout(threshold_layout(spec), spec.rows)),
-                "write": Out(1),
+                "threshold_address": Out(each(each(derived.threshold_address_width, spec.rows))),
+                "thresholds": In(each(each(threshold_layout(spec), spec.rows))),
+                "write": Out(spec.drain_planes),
+                "write_position": Out(each(derived.position_width)),
+                "write_data": Out(each(spec.rows)),
+                "write_granules": Out(derived.tile_granules),
                 "write_raw": Out(1),
-                "write_address": Out(16),
-                "write_slot": Out(range(derived.slots)),
-                "write_bits": Out(spec.rows),
-                "write_flag": Out(1),
+                "write_address": Out(derived.result_address_width),
                 "write_value": Out(signed(spec.accumulator_width)),
                 "comparing": Out(1),
                 "layer_done": Out(1),
@@ -165,156 +322,188 @@ class Drain(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         spec, derived, layer = self.spec, self.spec.derived, self.layer
-        code_width = derived.code_width
         m = Module()
-        raw = (layer.flags & FLAG_RAW).any()
+        raw = Signal()
+        m.d.comb += raw.eq((layer.flags & FLAG_RAW).any())
 
-        # Value of each row in the column being drained.
-        values = Signal(data.ArrayLayout(signed(spec.accumulator_width), spec.rows))
-        for row in range(spec.rows):
-            with m.If(layer.flags & FLAG_OFFSET):
-                m.d.comb += values[row].eq((self.sums[row] << 1) - self.column_sum)
-            with m.Else():
-                m.d.comb += values[row].eq(self.sums[row])
+        # What goes along with a column.
+        column_layout = data.StructLayout(
+            {
+                "pool_first": 1,
+                "pool_last": 1,
+                "tile_first": 1,  # first column of its tile
+                "tile_last": 1,  # last valid column of its tile
+                "layer_last": 1,  # last one of the layer
+                "tile": derived.tile_index_width,
+                "rows": range(spec.rows + 1),  # rows that hold channels
+                "position": self.tile.output_position.shape(),
+                "threshold_address": derived.threshold_address_width,
+            }
+        )
 
-        # Columns of the tile, the next one in bit 0.
-        tile = Signal(tile_layout(spec))
-        active, tile_first, tile_unwritten = Signal(), Signal(), Signal()
-        step, raw_row = Signal(code_width), Signal(range(spec.rows))
-        top = Signal(code_width)
-        column_first, column_last, last = Signal(), Signal(), Signal()
+        # The tile that is being taken in, its next column in bit 0.
+        tile, pending, tile_first = Signal(tile_layout(spec)), Signal(), Signal()
+        m.submodules.control = control = SearchControl(spec)
+        raw_active, raw_row, raw_last = Signal(), Signal(range(spec.rows)), Signal()
+        take = Signal()
+        remaining = Signal(signed(max(len(layer.channels), len(tile.channel)) + 1))
+        taken = Signal(column_layout)
         m.d.comb += [
-            top.eq((1 << layer.output_planes[:4]) >> 1),
-            column_first.eq(step == top),
-            column_last.eq(Mux(raw, raw_row == spec.rows - 1, step[0])),
-            last.eq(~tile.valid[1] if spec.columns > 1 else 1),
-            self.shift.eq(active & column_last),
-            self.comparing.eq(active & ~raw),
+            raw_last.eq(raw_active & (raw_row == spec.rows - 1)),
+            take.eq(pending & Mux(raw, ~raw_active | raw_last, control.ready)),
+            control.start.eq(take & ~raw),
+            control.planes.eq(layer.output_planes),
+            self.shift.eq(take),
+            self.comparing.eq(control.comparing),
+            remaining.eq(layer.channels - tile.channel),
+            taken.pool_first.eq(tile.pool_first[0]),
+            taken.pool_last.eq(tile.pool_last[0]),
+            taken.tile_first.eq(tile_first),
+            taken.tile_last.eq(~tile.valid[1] if spec.columns > 1 else 1),
+            taken.layer_last.eq(tile.last & taken.tile_last),
+            taken.tile.eq(tile.tile),
+            taken.rows.eq(Mux(remaining < 0, 0, Mux(remaining < spec.rows, remaining, spec.rows))),
+            taken.position.eq(tile.output_position),
+            taken.threshold_address.eq(tile.threshold_address),
         ]
         with m.If(self.load):
-            m.d.sync += [active.eq(1), tile.eq(self.tile), tile_first.eq(1), tile_unwritten.eq(1)]
-            m.d.sync += [step.eq(top), raw_row.eq(0)]
-        with m.Elif(active):
-            m.d.sync += [step.eq(step >> 1), raw_row.eq(raw_row + 1)]
-            with m.If(column_last):
-                m.d.sync += [
-                    step.eq(top),
-                    raw_row.eq(0),
-                    tile_first.eq(0),
-                    tile.valid.eq(tile.valid >> 1),
-                    tile.pool_first.eq(tile.pool_first >> 1),
-                    tile.pool_last.eq(tile.pool_last >> 1),
-                    active.eq(~last),
-                ]
-                with m.If(raw | tile.pool_last[0]):
-                    m.d.sync += [
-                        tile.output_address.eq(tile.output_address + layer.output_words),
-                        tile_unwritten.eq(0),
-                    ]
+            m.d.sync += [
+                tile.eq(self.tile),
+                tile.output_position.eq(
+                    self.tile.output_position + Mux(raw, self.tile.channel, self.tile.channel // GRANULE)
+                ),
+                tile_first.eq(1),
+                pending.eq(1),
+            ]
+        with m.Elif(take):
+            m.d.sync += [
+                tile.valid.eq(tile.valid >> 1),
+                tile.pool_first.eq(tile.pool_first >> 1),
+                tile.pool_last.eq(tile.pool_last >> 1),
+                tile_first.eq(0),
+                pending.eq(~taken.tile_last),
+            ]
+            with m.If(taken.pool_last):
+                m.d.sync += tile.output_position.eq(tile.output_position + layer.output_granules)
 
-        # Search. The address of the next comparison depends on the result of this one.
+        # The complement of each row's value, held while the first comparator or the raw results need it.
+        complements = Signal(data.ArrayLayout(signed(spec.accumulator_width), spec.rows))
+        offset = Signal()
+        m.d.comb += offset.eq((layer.flags & FLAG_OFFSET).any() & ~(layer.flags & FLAG_COEFFICIENTS).any())
+        with m.If(take):
+            for row in range(spec.rows):
+                m.d.sync += complements[row].eq(
+                    ~Mux(offset, self.sums[row] << 1, self.sums[row]) + Mux(offset, self.column_sum, 0)
+                )
+
+        # Columns in the comparators.
+        columns = [Signal(column_layout, name=f"column_{number}") for number in range(spec.drain_planes)]
+        before, move, next_tile = taken, take, Const(0)
+        for number, column in enumerate(columns):
+            if number > 0:
+                move = control.stages[number].take
+            with m.If(move):
+                m.d.sync += column.eq(before)
+            next_tile = Mux(move, before.tile, column.tile)  # of the last column, in the end
+            before = column
+
+        # Search. The address of a comparison depends on the result of the one before.
+        first = Signal(derived.threshold_address_width)
+        m.d.comb += first.eq(tile.threshold_address + ((1 << control.planes) >> 1))
         codes, pool_mins = [], []
         for row in range(spec.rows):
             m.submodules[f"threshold_{row}"] = unit = ThresholdUnit(spec)
-            m.d.comb += [
-                unit.value.eq(values[row]),
-                unit.entry.eq(self.thresholds[row]),
-                unit.step.eq(active),
-                unit.bit.eq(step),
-                unit.first.eq(column_first),
-            ]
-            candidate = Mux(self.load | column_last, top, unit.next_code | (step >> 1))
-            base = Mux(self.load, self.tile.threshold_address, tile.threshold_address)
-            m.d.comb += self.threshold_address[row].eq(base + candidate)
+            m.d.comb += [unit.stages.eq(control.stages), unit.complement.eq(complements[row]), unit.first.eq(first)]
+            for number, column in enumerate(columns):
+                m.d.comb += [
+                    unit.base[number].eq(column.threshold_address),
+                    self.threshold_address[number][row].eq(unit.address[number]),
+                    unit.entries[number].eq(self.thresholds[number][row]),
+                ]
             codes.append(unit.code)
             pool_mins.append(unit.pool_min)
 
+        # Raw results, from the first comparator's value.
+        with m.If(take & raw):
+            m.d.sync += [raw_active.eq(1), raw_row.eq(0)]
+        with m.Else():
+            m.d.sync += [raw_active.eq(raw_active & ~raw_last), raw_row.eq(raw_row + 1)]
+        m.d.comb += [
+            self.write_raw.eq(raw_active & (raw_row < columns[0].rows)),
+            self.write_address.eq(columns[0].position + raw_row),
+            self.write_value.eq(~complements[raw_row]),
+        ]
+
         # Pooling, in the cycle after a column's last comparison. A pooling window that a group leaves unfinished is
-        # carried to the next group, row tile by row tile.
-        pooling = Signal()
-        pool_tile = Signal(tile_layout(spec))
-        pool_start, pool_tile_first, pool_tile_last, pool_tile_unwritten = Signal(), Signal(), Signal(), Signal()
-        m.d.sync += [
-            pooling.eq(active & column_last & ~raw),
-            pool_tile.eq(tile),
-            pool_start.eq(tile.pool_first[0]),
-            pool_tile_first.eq(tile_first),
-            pool_tile_last.eq(last),
-            pool_tile_unwritten.eq(tile_unwritten),
-        ]
-        codes_layout = data.ArrayLayout(code_width, spec.rows)
+        # carried to the next group, row tile by row tile; a single row tile's stays where it is. Of two tiles, a
+        # carry may have to be read in the very cycle in which it is written, so the port forwards it.
+        pooling, column = Signal(), Signal(column_layout)
+        m.d.sync += [pooling.eq(control.finish), column.eq(columns[-1])]
+        codes_layout = data.ArrayLayout(derived.code_width, spec.rows)
         m.submodules.carry = carry = memory.Memory(shape=codes_layout, depth=spec.row_tiles_max, init=[])
-        # No bypass: a tile's carry is read at least four cycles after it is written, as a group takes longer to scan.
-        carry_read, carry_write = carry.read_port(), carry.write_port()
-        pooled, pooled_next = Signal(codes_layout), Signal(codes_layout)
+        carry_write = carry.write_port()
+        carry_read = carry.read_port(transparent_for=(carry_write,))
+        pooled, next_pooled, carry_data = Signal(codes_layout), Signal(codes_layout), Signal(codes_layout)
+        carried = Signal()
+        m.d.sync += carry_data.eq(carry_read.data)
+        m.d.comb += [
+            carried.eq(column.tile_first & (layer.row_tiles != 1)),
+            carry_read.addr.eq(next_tile),
+            carry_write.addr.eq(column.tile),
+            carry_write.data.eq(next_pooled),
+            carry_write.en.eq(pooling & column.tile_last),
+        ]
         for row in range(spec.rows):
-            before = Mux(pool_tile_first, carry_read.data[row], pooled[row])
-            smaller = codes[row] < before
-            keep = Mux(pool_mins[row], ~smaller, smaller) & ~pool_start
-            m.d.comb += pooled_next[row].eq(Mux(keep, before, codes[row]))
-        m.d.comb += [
-            carry_read.addr.eq(tile.tile),
-            carry_write.addr.eq(pool_tile.tile),
-            carry_write.data.eq(pooled_next),
-            carry_write.en.eq(pooling & pool_tile_last & ~pool_tile.pool_last[0]),
-        ]
+            earlier = Mux(carried, carry_data[row], pooled[row])
+            smaller = codes[row] < earlier
+            keep = Mux(pool_mins[row], ~smaller, smaller) & ~column.pool_first
+            m.d.comb += next_pooled[row].eq(Mux(keep, earlier, codes[row]))
         with m.If(pooling):
-            m.d.sync += pooled.eq(pooled_next)
+            m.d.sync += pooled.eq(next_pooled)
 
-        # Writing, one plane a cycle. The zero flag of a word covers the slots written so far: the tiles of a word
-        # follow each other, each writing the same words in the same order, so their flags are kept by the order of the
-        # writes.
-        start_write, layer_last = Signal(), Signal()
-        outgoing = Signal(codes_layout)
-        planes_left = Signal(range(spec.activation_planes_max + 1))
-        plane_address = Signal(16)
-        slot = Signal(range(derived.slots))
-        writing = Signal()
-        m.d.comb += [start_write.eq(pooling & pool_tile.pool_last[0]), writing.eq(planes_left != 0)]
-
-        flag_depth = 1 << (spec.columns * spec.activation_planes_max - 1).bit_length()
-        m.submodules.flags = flags = memory.Memory(shape=1, depth=flag_depth, init=[])
-        flag_write = flags.write_port()
-        flag_read = flags.read_port(transparent_for=(flag_write,))
-        flag_index, flag_next = Signal(range(flag_depth)), Signal(range(flag_depth))
-        m.d.comb += flag_next.eq(Mux(start_write & pool_tile_unwritten, 0, flag_index + writing))
-        m.d.sync += flag_index.eq(flag_next)
-
-        with m.If(start_write):
+        # Writing: in the next cycle the pooled codes are looked up, then their planes go out.
+        starting, finished = Signal(), Signal(column_layout)
+        m.d.sync += [starting.eq(pooling & column.pool_last), finished.eq(column)]
+        width = max(derived.code_width, spec.drain_planes)
+        outgoing, planes = Signal(data.ArrayLayout(width, spec.rows)), Signal(width)
+        layer_last = Signal()
+        stride = layer.output_plane_stride
+        with m.If(starting):
             m.d.sync += [
-                outgoing.eq(pooled_next),
-                planes_left.eq(layer.output_planes),
-                plane_address.eq(pool_tile.output_address),
-                slot.eq(pool_tile.slot),
-                layer_last.eq(pool_tile.last & pool_tile_last),
+                planes.eq((1 << control.planes) - 1),
+                layer_last.eq(finished.layer_last),
+                self.write_granules.eq(
+                    Cat(finished.rows > granule * GRANULE for granule in range(derived.tile_granules))
+                ),
             ]
-        with m.Elif(writing):
-            m.d.sync += [
-                Cat(outgoing).eq(Cat(outgoing[row] >> 1 for row in range(spec.rows))),
-                planes_left.eq(planes_left - 1),
-                plane_address.eq(plane_address + layer.output_plane_stride),
-            ]
-
-        raw_write, raw_last = Signal(), Signal()
-        raw_address = Signal(16)
-        m.d.sync += [
-            raw_write.eq(active & raw & (tile.channel + raw_row < layer.channels)),
-            raw_last.eq(active & raw & column_last & last & tile.last),
-            raw_address.eq(tile.output_address + raw_row),
-            self.write_value.eq(values[raw_row]),
-        ]
-
+            for row in range(spec.rows):
+                m.d.sync += outgoing[row].eq(Mux(row < finished.rows, self._code(pooled[row]), 0))
+            for number in range(spec.drain_planes):
+                m.d.sync += self.write_position[number].eq(finished.position + stride * number)
+        with m.Else():
+            m.d.sync += planes.eq(planes >> spec.drain_planes)
+            for row in range(spec.rows):
+                m.d.sync += outgoing[row].eq(outgoing[row] >> spec.drain_planes)
+            for number in range(spec.drain_planes):
+                m.d.sync += self.write_position[number].eq(self.write_position[number] + stride * spec.drain_planes)
         m.d.comb += [
-            self.write.eq(writing | raw_write),
-            self.write_raw.eq(raw_write),
-            self.write_address.eq(Mux(raw_write, raw_address, plane_address)),
-            self.write_slot.eq(slot),
-            self.write_bits.eq(Cat(outgoing[row][0] for row in range(spec.rows))),
-            self.write_flag.eq(self.write_bits.any() | ((slot != 0) & flag_read.data)),
-            self.layer_done.eq(raw_last | (writing & (planes_left == 1) & layer_last)),
-            flag_read.addr.eq(flag_next),
-            flag_write.addr.eq(flag_index),
-            flag_write.data.eq(self.write_flag),
-            flag_write.en.eq(writing),
+            self.write.eq(planes),
+            self.layer_done.eq(
+                Mux(
+                    raw,
+                    raw_last & columns[0].layer_last,
+                    planes[0] & ~planes[spec.drain_planes :].any() & layer_last,
+                )
+            ),
         ]
+        for number in range(spec.drain_planes):
+            m.d.comb += self.write_data[number].eq(Cat(outgoing[row][number] for row in range(spec.rows)))
         return m
+
+    def _code(self, rank: Value) -> Value:
+        """Code of the rank, from the code table if the layer has one."""
+        if not self.spec.coefficient_bits:
+            return rank
+        planes = min(CODE_TABLE_PLANES, len(rank))
+        looked_up = Cat(self.layer[f"code_table_{plane}"].bit_select(rank[:4], 1) for plane in range(planes))
+        return Mux((self.layer.flags & FLAG_TABLE).any(), looked_up, rank)

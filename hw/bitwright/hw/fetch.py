@@ -1,24 +1,109 @@
-"""Activation fetch: which words the array computes on, in which order, for a group of output pixels."""
+"""Activation fetch: windows of a group of output pixels, loaded into the window buffer, and lists of their words."""
 
+import itertools
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Shape, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from bitwright.hw.isa import FLAG_RAW, ArraySpec, descriptor_fields
+from bitwright.hw.isa import BANK, FLAG_RAW, GRANULE, ArraySpec, descriptor_fields
 
 
 def descriptor_layout(spec: ArraySpec) -> data.StructLayout:
-    """Fields of a descriptor header as the hardware holds them: 16 bits each, in the order of their words."""
+    """Fields of a descriptor header, as many bits of each as the hardware keeps."""
     return data.StructLayout(
-        {field.name: signed(16) if field.signed else unsigned(16) for field in descriptor_fields(spec)}
+        {
+            field.name: signed(field.width) if field.signed else unsigned(field.width)
+            for field in descriptor_fields(spec)
+        }
     )
 
 
 def coordinate_width(spec: ArraySpec) -> int:
-    """Bits of a signed image coordinate: any pixel of an image that fits in the memory, and any padding."""
-    return max(spec.derived.activation_address_width, 8) + 2
+    """Bits of a signed image coordinate, in rows or granules: of any image in the memory, and as much padding."""
+    return min(spec.derived.position_width, 16) + 2
+
+
+def place_width(spec: ArraySpec) -> int:
+    """Bits that number the granules of a word."""
+    return (spec.derived.granules - 1).bit_length()
+
+
+# Nested loops, outermost first. A step goes to the next iteration of the innermost loop that has not ended, and to the
+# first one of the loops inside that; when all have ended, all begin anew.
+
+
+def _count(m: Module, names: Sequence[str], limits: Sequence[Value], start: Value, step: Value) -> list[Signal]:
+    """Count nested loops, and say which are in their last iteration.
+
+    A loop takes its limit when it begins.
+    """
+    ends = [Signal(name=f"{name}_end") for name in names]
+    for level, (name, limit, end) in enumerate(zip(names, limits, ends, strict=True)):
+        count, following = Signal(len(limit), name=f"{name}_count"), Signal(len(limit), name=f"{name}_following")
+        m.d.comb += following.eq(count + 1)
+        inner_ended = Cat(*ends[level + 1 :]).all()
+        with m.If(start | (step & inner_ended & end)):
+            m.d.sync += [count.eq(1), end.eq(limit == 1)]
+        with m.Elif(step & inner_ended):
+            m.d.sync += [count.eq(following), end.eq(following == limit)]
+    return ends
+
+
+def _moves(start: Value, ends: Sequence[Value]) -> list[Value]:
+    """What the next step does, one-hot: all loops begin, or the first, second, ... loop goes on."""
+    ended = [Cat(*ends[level:]).all() for level in range(len(ends))]
+    inner_ended = [*ended[1:], Const(1)]
+    goes_on = [~start & ~end & inner for end, inner in zip(ends, inner_ended, strict=True)]
+    return [start | ended[0], *goes_on]
+
+
+def _follow(
+    m: Module,
+    name: str,
+    shape: Shape,
+    go: Value,
+    moves: Sequence[Value],
+    origin: Value,
+    distances: Sequence[Value | None],
+) -> Value:
+    """Follow nested loops with an address or a coordinate: ``origin`` plus each loop's iterations times its distance.
+
+    Each loop with a distance keeps the value with which its iteration began: from there it goes on, and so do the
+    loops inside it. One adder serves all.
+
+    Parameters
+    ----------
+    m, name
+        Where the registers go, and what they are called.
+    shape
+        Of the value, which wraps around.
+    go
+        Take the next step.
+    moves
+        From :func:`_moves`.
+    origin, distances
+        Of the first iteration, and of each loop or None.
+    """
+    moving = [level for level, distance in enumerate(distances) if distance is not None]
+    # Of the sum, what each step starts from, and what it adds. Loops inside the last that moves the value do not.
+    bases: list[tuple[Value, list[Value]]] = [(origin, [moves[0]])]
+    steps: list[Value] = []
+    for move, distance in zip(moves[1 : moving[-1] + 2], distances, strict=False):
+        if distance is not None:
+            bases.append((Signal(shape, name=f"{name}_{len(steps)}"), []))
+            steps.append(Mux(move, distance, 0))
+        bases[-1][1].append(move)
+    moved = Signal(shape, name=f"{name}_moved")
+    m.d.comb += moved.eq(reduce(or_, (Mux(Cat(when).any(), base, 0) for base, when in bases)) + reduce(or_, steps))
+    for level, (value, _) in zip(moving, bases[1:], strict=True):
+        with m.If(go & Cat(moves[: level + 2]).any()):
+            m.d.sync += value.eq(moved)
+    return bases[-1][0]
 
 
 class PixelWalker(wiring.Component):
@@ -38,11 +123,13 @@ class PixelWalker(wiring.Component):
     start : ``In(1)``
         Go to the first window.
     step : ``In(1)``
-        Go to the next window.
-    address : ``Out(activation_address_width)``
-        Address of the window's first tap, modulo the memory.
+        Go to the next window; not after the last.
+    position : ``Out(position_width)``
+        Position of the window's first tap in plane 0, modulo the memory.
+    residual_position : ``Out(position_width)``
+        Position of the output pixel's residual addend; 0 in arrays without.
     y, x : ``Out(signed(coordinate_width))``
-        Image coordinates of the window's first tap.
+        Image row, and granule of that row, of the window's first tap.
     pool_first, pool_last : ``Out(1)``
         Whether the window is the first or last of its pooling window.
     done : ``Out(1)``
@@ -52,7 +139,8 @@ class PixelWalker(wiring.Component):
     layer: "data.View[Any]"
     start: Signal
     step: Signal
-    address: Signal
+    position: Signal
+    residual_position: Signal
     y: Signal
     x: Signal
     pool_first: Signal
@@ -67,7 +155,8 @@ class PixelWalker(wiring.Component):
                 "layer": In(descriptor_layout(spec)),
                 "start": In(1),
                 "step": In(1),
-                "address": Out(spec.derived.activation_address_width),
+                "position": Out(spec.derived.position_width),
+                "residual_position": Out(spec.derived.position_width),
                 "y": Out(coordinate),
                 "x": Out(coordinate),
                 "pool_first": Out(1),
@@ -78,107 +167,403 @@ class PixelWalker(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
-        m = Module()
         layer = self.layer
-        coordinate = signed(coordinate_width(self.spec))
-
-        # Outermost level first. Each level keeps the address and coordinates where its current iteration starts;
-        # stepping a level moves them, and all levels inside it start from there. The innermost level's are the outputs.
+        m = Module()
         names = ("image", "output_y", "output_x", "pool_y", "pool_x")
         limits = (layer.images, layer.output_height, layer.output_width, layer.pool_height, layer.pool_width)
-        address_steps = (
-            layer.image_address_step,
-            layer.output_y_address_step,
-            layer.output_x_address_step,
-            layer.pool_y_address_step,
-            layer.pool_x_address_step,
-        )
-        y_steps = (None, layer.output_y_step, None, layer.pool_y_step, None)
-        x_steps = (None, None, layer.output_x_step, None, layer.pool_x_step)
+        ends = _count(m, names, limits, self.start, self.step)
+        moves = _moves(self.start, ends)
+        go = Signal()
+        m.d.comb += [go.eq(self.start | self.step), self.pool_last.eq(Cat(*ends[3:]).all())]
+        with m.If(go):
+            m.d.sync += [
+                self.done.eq(~self.start & Cat(*ends).all()),
+                self.pool_first.eq(Cat(*moves[:4]).any()),  # a loop outside the pooling window goes on
+            ]
 
-        counts = [Signal(16, name=f"{name}_count") for name in names]
-        addresses = [Signal(len(self.address), name=f"{name}_address") for name in names]
-        ys = [Signal(coordinate, name=f"{name}_top") for name in names]
-        xs = [Signal(coordinate, name=f"{name}_left") for name in names]
-        at_end = [Signal(name=f"{name}_end") for name in names]
-        m.d.comb += [end.eq(count == limit - 1) for end, count, limit in zip(at_end, counts, limits, strict=True)]
+        def follow(name: str, shape: Shape, origin: Value, *distances: Value | None) -> Value:
+            return _follow(m, name, shape, go, moves, origin, distances)
 
-        with m.If(self.start):
-            m.d.sync += [count.eq(0) for count in counts]
-            m.d.sync += [address.eq(layer.start_address) for address in addresses]
-            m.d.sync += [y.eq(layer.start_y) for y in ys]
-            m.d.sync += [x.eq(layer.start_x) for x in xs]
-            m.d.sync += self.done.eq(0)
-        with m.Elif(self.step):
-            with m.If(Cat(*at_end).all()):
-                m.d.sync += self.done.eq(1)
-            for level in reversed(range(len(names))):
-                inner_ended = Cat(*at_end[level + 1 :]).all() if level + 1 < len(names) else 1
-                with m.If(inner_ended & ~at_end[level]):
-                    address = Signal(len(self.address), name=f"{names[level]}_next_address")
-                    m.d.comb += address.eq(addresses[level] + address_steps[level])
-                    y = self._stepped(m, f"{names[level]}_next_top", ys[level], y_steps[level])
-                    x = self._stepped(m, f"{names[level]}_next_left", xs[level], x_steps[level])
-                    m.d.sync += counts[level].eq(counts[level] + 1)
-                    m.d.sync += [count.eq(0) for count in counts[level + 1 :]]
-                    m.d.sync += [inner.eq(address) for inner in addresses[level:]]
-                    m.d.sync += [inner.eq(y) for inner in ys[level:]]
-                    m.d.sync += [inner.eq(x) for inner in xs[level:]]
-
+        position, coordinate = unsigned(len(self.position)), signed(coordinate_width(self.spec))
+        steps = (layer.image_step, layer.output_y_step, layer.output_x_step, layer.pool_y_step, layer.pool_x_step)
+        rows = (None, layer.output_y_rows, None, layer.pool_y_rows, None)
+        granules = (None, None, layer.output_x_step, None, layer.pool_x_step)
         m.d.comb += [
-            self.address.eq(addresses[-1]),
-            self.y.eq(ys[-1]),
-            self.x.eq(xs[-1]),
-            self.pool_first.eq((counts[3] == 0) & (counts[4] == 0)),
-            self.pool_last.eq(at_end[3] & at_end[4]),
+            self.position.eq(follow("position", position, layer.start_position, *steps)),
+            self.y.eq(follow("y", coordinate, layer.start_y, *rows)),
+            self.x.eq(follow("x", coordinate, layer.start_x, *granules)),
+        ]
+        if self.spec.residual:
+            steps = (layer.residual_image_step, layer.residual_y_step, layer.residual_x_step, None, None)
+            m.d.comb += self.residual_position.eq(follow("residual", position, layer.residual_base, *steps))
+        return m
+
+
+# Reads ---------------------------------------------------------------------------------------------------------------
+
+
+def read_layout(spec: ArraySpec) -> data.StructLayout:
+    """What happens to the granules of a read, in all columns alike."""
+    return data.StructLayout(
+        {
+            "residual": 1,  # they are of the residual addend
+            "place": place_width(spec),  # of the first one in a word of the window
+            "granules": spec.derived.granules.bit_length(),  # how many there are; 0 only writes the word begun
+            "write": 1,  # a word is complete, or the plane's last
+            "plane_end": 1,  # last of a plane
+            "group_end": 1,  # last of the window
+        }
+    )
+
+
+class ReadWalker(wiring.Component):
+    """Walk the reads that load a window: input planes, kernel rows, runs, chunks; then those of the residual addend.
+
+    Parameters
+    ----------
+    spec
+        Array parameters.
+
+    Members
+    -------
+    layer : ``In(descriptor_layout(spec))``
+        Descriptor; constant from ``start`` on.
+    start : ``In(1)``
+        Go to the first read.
+    step : ``In(1)``
+        Go to the next read, after the last to the first.
+    offset : ``Out(position_width)``
+        Granules from the window's position, or that of its residual addend, to the read's.
+    y, x : ``Out(signed(coordinate_width))``
+        Image rows, and granules, from the window's first tap to the read.
+    read : ``Out(read_layout(spec))``
+        What happens to the granules.
+    """
+
+    layer: "data.View[Any]"
+    start: Signal
+    step: Signal
+    offset: Signal
+    y: Signal
+    x: Signal
+    read: "data.View[Any]"
+
+    def __init__(self, spec: ArraySpec) -> None:
+        self.spec = spec
+        coordinate = signed(coordinate_width(spec))
+        super().__init__(
+            {
+                "layer": In(descriptor_layout(spec)),
+                "start": In(1),
+                "step": In(1),
+                "offset": Out(spec.derived.position_width),
+                "y": Out(coordinate),
+                "x": Out(coordinate),
+                "read": Out(read_layout(spec)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Describe the hardware."""
+        spec, layer, read = self.spec, self.layer, self.read
+        m = Module()
+        go, flush = Signal(), Signal()
+        residual, residual_follows = Signal(), Signal()
+        chunk_end, plane_read, all_end, straddles = Signal(), Signal(), Signal(), Signal()
+
+        # A plane whose last chunk completes a word and begins another needs a step of its own to write that: the loops
+        # stand still meanwhile.
+        held = Signal()
+        m.d.comb += go.eq(self.start | (self.step & ~held))
+        limits = [layer.activation_planes, layer.kernel_height, layer.kernel_width]
+        run_granules = layer.run_granules
+        if spec.residual:
+            to_residual = Signal()  # the step leads to the residual addend, or stays there
+            m.d.comb += [
+                residual_follows.eq(~residual & (layer.residual_planes != 0)),
+                to_residual.eq(~self.start & Mux(all_end, residual_follows, residual)),
+            ]
+            of_residual = [layer.residual_planes, 1, 1]
+            limits = [Mux(to_residual, other, limit) for other, limit in zip(of_residual, limits, strict=True)]
+            run_granules = Mux(to_residual, layer.residual_granules, run_granules)
+            with m.If(go):
+                m.d.sync += residual.eq(to_residual)
+        ends = [*_count(m, ("plane", "row", "run"), limits, self.start, go & chunk_end), chunk_end]
+        moves = _moves(self.start, ends)
+        m.d.comb += [
+            all_end.eq(Cat(*ends).all()),
+            plane_read.eq(Cat(*ends[1:]).all()),
+            held.eq(plane_read & straddles & ~flush),
+        ]
+
+        # Chunks: of what is left of a run.
+        left, rest = Signal.like(layer.run_granules), Signal.like(layer.run_granules)
+        granules = Signal.like(read.granules)
+        m.d.comb += left.eq(Mux(self.start | chunk_end, run_granules, rest))
+        with m.If(go):
+            m.d.sync += [rest.eq(left - layer.chunk_granules), granules.eq(layer.chunk_granules), chunk_end.eq(0)]
+            with m.If(left <= layer.chunk_granules):
+                m.d.sync += [granules.eq(left), chunk_end.eq(1)]
+
+        # Places in the word of the window that is being put together.
+        place, place_after = Signal(place_width(spec)), Signal(place_width(spec) + 1)
+        fills = place_after[-1]
+        m.d.comb += [
+            place_after.eq(place + granules),
+            straddles.eq(fills & place_after[:-1].any()),
+            read.residual.eq(residual),
+            read.place.eq(place),
+            read.granules.eq(Mux(flush, 0, granules)),
+            read.write.eq(fills | read.plane_end),
+            read.plane_end.eq(plane_read & ~held),
+            read.group_end.eq(all_end & ~held & ~residual_follows),
+        ]
+        with m.If(self.start):
+            m.d.sync += [place.eq(0), flush.eq(0)]
+        with m.Elif(self.step):
+            m.d.sync += [place.eq(Mux(read.plane_end, 0, place_after[:-1])), flush.eq(held)]
+
+        # Where the read is.
+        def follow(name: str, shape: Shape, *distances: Value | None) -> Value:
+            return _follow(m, name, shape, go, moves, Const(0), distances)
+
+        position, coordinate = unsigned(len(self.offset)), signed(coordinate_width(spec))
+        plane_stride = layer.input_plane_stride
+        if spec.residual:
+            plane_stride = Mux(residual, layer.residual_plane_stride, plane_stride)
+        granule_steps = (layer.tap_x_step, layer.chunk_granules)
+        m.d.comb += [
+            self.offset.eq(follow("offset", position, plane_stride, layer.tap_y_step, *granule_steps)),
+            self.y.eq(follow("y", coordinate, None, layer.tap_y_rows, None, None)),
+            self.x.eq(follow("x", coordinate, None, None, *granule_steps)),
         ]
         return m
 
-    def _stepped(self, m: Module, name: str, value: Signal, step: Value | None) -> Signal:
-        if step is None:
-            return value
-        moved = Signal(value.shape(), name=name)
-        m.d.comb += moved.eq(value + step)
-        return moved
+
+# Windows -------------------------------------------------------------------------------------------------------------
+
+
+def column_layout(spec: ArraySpec) -> data.StructLayout:
+    """Where the window of a column is."""
+    coordinate = signed(coordinate_width(spec))
+    position = spec.derived.position_width
+    return data.StructLayout(
+        {
+            "position": position,
+            **({"residual_position": position} if spec.residual else {}),
+            "y": coordinate,
+            "x": coordinate,
+            "valid": 1,  # there is one
+        }
+    )
+
+
+def stage_layout(spec: ArraySpec) -> data.StructLayout:
+    """A read on its way through the loader."""
+    return data.StructLayout(
+        {
+            "active": 1,  # there is one
+            "turns": spec.columns_per_copy,  # which of the columns that share a copy it is for, one-hot
+            "last_turn": 1,
+            "read": read_layout(spec),
+        }
+    )
+
+
+def _rotated(value: Value, amount: Value, unit: int) -> Value:
+    """Rotated towards higher bits by ``amount`` units."""
+    for bit in range(len(amount)):
+        value = Mux(amount[bit], value.rotate_left(unit << bit), value)
+    return value
+
+
+def _below(value: Value, width: int) -> Value:
+    """Of ``width`` bits the lowest ``value``."""
+    bits: Value = Const(0, width)
+    for bit in range(len(value)):
+        ones = min(1 << bit, width)
+        bits = Mux(value[bit], Cat(Const(-1, ones), bits[: width - ones]), bits)
+    return bits
+
+
+def _lanes(granules: Value) -> Value:
+    """Mask of lanes, of a mask of granules."""
+    return Cat(granule.replicate(GRANULE) for granule in granules)
+
+
+class WindowPacker(wiring.Component):
+    """Pack what one copy of the activation memory delivers into words: the windows of its columns, turn by turn.
+
+    A read takes four cycles: its position and coordinates (0), the memory (1), half of the rotation (2); and (3) the
+    other half, masked and merged into the word that the column has begun. Words begun wait in a shift register, one
+    stage for each column of the copy, so that they need no multiplexer.
+
+    Parameters
+    ----------
+    spec
+        Array parameters.
+
+    Members
+    -------
+    layer : ``In(descriptor_layout(spec))``
+        Descriptor.
+    column : ``In(column_layout(spec))``
+        Column whose turn it is, in cycle 0.
+    offset, y, x
+        Of the read, in cycle 0: see :class:`ReadWalker`.
+    stage_0, stage_1, stage_2, stage_3 : ``In(stage_layout(spec))``
+        The read in each cycle.
+    position : ``Out(position_width)``
+        Position to read, in cycle 1.
+    read_data : ``In(lanes)``
+        What was read, in cycle 2: granule ``n`` of the memory at place ``n % granules``.
+    word : ``Out(lanes)``
+        In cycle 3: word of the window, if the read completes one.
+    nonzero : ``Out(1)``
+        In cycle 4: whether that word has a bit set.
+    """
+
+    layer: "data.View[Any]"
+    column: "data.View[Any]"
+    offset: Signal
+    y: Signal
+    x: Signal
+    stage_0: "data.View[Any]"
+    stage_1: "data.View[Any]"
+    stage_2: "data.View[Any]"
+    stage_3: "data.View[Any]"
+    position: Signal
+    read_data: Signal
+    word: Signal
+    nonzero: Signal
+
+    def __init__(self, spec: ArraySpec) -> None:
+        self.spec = spec
+        coordinate = signed(coordinate_width(spec))
+        super().__init__(
+            {
+                "layer": In(descriptor_layout(spec)),
+                "column": In(column_layout(spec)),
+                "offset": In(spec.derived.position_width),
+                "y": In(coordinate),
+                "x": In(coordinate),
+                **{f"stage_{number}": In(stage_layout(spec)) for number in range(4)},
+                "position": Out(spec.derived.position_width),
+                "read_data": In(spec.lanes),
+                "word": Out(spec.lanes),
+                "nonzero": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Describe the hardware."""
+        spec, column = self.spec, self.column
+        granules, place_bits, lanes = spec.derived.granules, place_width(spec), spec.lanes
+        within = (BANK // GRANULE - 1).bit_length()  # bits that number the granules of a bank
+        m = Module()
+
+        # Cycle 0.
+        y, x, valid = Signal.like(self.y), Signal.like(self.x), Signal()
+        position = column.position
+        if spec.residual:
+            position = Mux(self.stage_0.read.residual, column.residual_position, position)
+        m.d.sync += [
+            self.position.eq(position + self.offset),
+            y.eq(column.y + self.y),
+            x.eq(column.x + self.x),
+            valid.eq(column.valid & self.stage_0.active),
+        ]
+
+        # Cycle 1: which granules are inside the image: from `first` on, and before `end`.
+        first, first_next = Signal(place_bits + 1), Signal(place_bits + 1)
+        end, end_next = Signal(place_bits + 1), Signal(place_bits + 1)
+        room = Signal(signed(len(x) + 1))
+        m.d.comb += room.eq(self.layer.input_width - x)
+        with m.If(self.stage_1.read.residual):
+            m.d.comb += end_next.eq(granules)
+        with m.Else():
+            with m.If(x[-1]):
+                m.d.comb += first_next.eq(Mux(x[place_bits:].all(), -x, granules))
+            # Negative coordinates are large as unsigned numbers.
+            with m.If((y.as_unsigned() < self.layer.input_height) & ~room[-1]):
+                m.d.comb += end_next.eq(Mux(room[place_bits:].any(), granules, room))
+        amount = Signal(place_bits)
+        m.d.sync += [
+            first.eq(first_next),
+            end.eq(Mux(valid, end_next, 0)),
+            amount.eq(self.stage_1.read.place - self.position[:place_bits]),
+        ]
+
+        # Cycle 2: the same for the places of the word that has been begun, and of the next one.
+        read = self.stage_2.read
+        inside, before = Signal(2 * granules), Signal(2 * granules)
+        m.d.comb += [
+            before.eq(_below((read.place + first)[: place_bits + 1], 2 * granules)),
+            inside.eq(
+                _below((read.place + end)[: place_bits + 1], 2 * granules)
+                & _below((read.place + read.granules)[: place_bits + 1], 2 * granules)
+                & ~before
+            ),
+        ]
+        here, beyond, rotated, rest = Signal(granules), Signal(granules), Signal(lanes), Signal(within)
+        m.d.sync += [
+            Cat(here, beyond).eq(inside),
+            rotated.eq(_rotated(self.read_data, amount[within:], BANK)),
+            rest.eq(amount[:within]),
+        ]
+
+        # Cycle 3.
+        begun = [Signal(lanes, name=f"begun_{turn}") for turn in range(spec.columns_per_copy)]
+        placed = Signal(lanes)
+        m.d.comb += [
+            placed.eq(_rotated(rotated, rest, GRANULE)),
+            self.word.eq(begun[-1] | (placed & _lanes(here))),
+        ]
+        m.d.sync += [
+            begun[0].eq(Mux(self.stage_3.read.write, placed & _lanes(beyond), self.word)),
+            *(older.eq(newer) for newer, older in itertools.pairwise(begun)),
+        ]
+        bank_nonzero = Signal(spec.derived.banks)
+        m.d.sync += bank_nonzero.eq(
+            Cat(self.word[bank * BANK : (bank + 1) * BANK].any() for bank in range(len(bank_nonzero)))
+        )
+        m.d.comb += self.nonzero.eq(bank_nonzero.any())
+        return m
 
 
 def group_layout(spec: ArraySpec) -> data.StructLayout:
-    """What is known of a pixel group beside its word lists."""
+    """What is known of a pixel group beside its windows."""
     derived = spec.derived
     return data.StructLayout(
         {
-            "valid": spec.columns,  # columns that hold a window
+            "valid": spec.columns,  # columns that hold a window: the first ones
             "pool_first": spec.columns,  # columns whose window starts a pooling window
             "pool_last": spec.columns,  # columns whose window ends one
-            "output_address": 16,  # of the first output pixel that the group completes
+            # Of the first output pixel that the group completes: position, or address of raw results.
+            "output_position": max(derived.position_width, derived.result_address_width),
             "drain_cycles": (spec.columns * max(spec.rows, spec.activation_planes_max)).bit_length(),
-            "window_words": derived.word_index_width + 1,  # words of a window, skipped or not
-            "list_lengths": data.ArrayLayout(derived.word_index_width + 1, spec.activation_planes_max),
+            "lengths": data.ArrayLayout(derived.window_address_width + 1, derived.lists),  # entries of each plane
             "last": 1,  # of the layer
         }
     )
 
 
 def entry_layout(spec: ArraySpec) -> data.StructLayout:
-    """One word of the window, as the word list holds it."""
-    derived = spec.derived
+    """One word of a plane of the windows of a group, as the word list holds it."""
     return data.StructLayout(
         {
-            "offset": derived.activation_address_width,  # from the column's window to the word, its plane included
-            "word": derived.word_index_width,  # number of the word in the window
-            "active": spec.columns,  # columns in which the word is inside the image and, with zero skip, not zero
+            "word": spec.derived.window_address_width,  # its number in the plane
+            "active": spec.columns,  # columns that hold a window and in which, with zero skip, it is not zero
         }
     )
 
 
-class WindowScanner(wiring.Component):
-    """Find, for each group of ``columns`` windows, the words to compute on, while the previous group computes.
+class WindowLoader(wiring.Component):
+    """Load the windows of a group of ``columns`` pixels, and list the words to compute on, while the last one computes.
 
-    For each activation plane the scanner walks the words of the window (kernel row, kernel column, word of the pixel),
-    looks up for each column whether the word lies inside the image and, with zero skip, whether it is zero, and
-    appends the words to compute to the plane's list. The lists are read back, once a weight plane and row tile,
-    without any search: a skipped word costs nothing. A group takes a cycle for each column, each word of each plane,
-    and ``SCAN_OVERHEAD``.
+    A group takes a cycle for each column, in which the windows are walked, and one for each of the columns that share
+    a copy and each read of a window, empty ones to write a begun word included. It waits in between until the group
+    before it is taken. ``LOAD_LATENCY`` cycles after the cycle that follows the last read, the group is ready.
 
     Parameters
     ----------
@@ -190,39 +575,54 @@ class WindowScanner(wiring.Component):
     layer : ``In(descriptor_layout(spec))``
         Descriptor; constant from ``start`` to the end of the layer.
     start : ``In(1)``
-        Start the layer.
-    flag_addresses : ``Out(columns × activation_address_width)``
-        Word whose zero flag is looked up, in each column.
-    nonzero : ``In(columns)``
-        Whether that word, of the cycle before, has a bit set.
+        Start the layer. The last one's last group has been taken.
     take : ``In(1)``
-        The group is being taken: its lists will be read, and the next group may be scanned into the other buffer. One
-        cycle later ``addresses`` must have been copied.
+        The group that is ready is being taken: its windows will be read, and from the next cycle on the next group may
+        be loaded into the other half of the buffers.
     ready : ``Out(1)``
         A group is ready to be taken.
-    group : ``Out(group_layout(spec))``, addresses : ``Out(columns × activation_address_width)``
-        The group, while ``ready``; ``addresses`` one cycle longer.
-    buffer : ``Out(1)``
-        Buffer of the lists of the group that is ready.
-    list_buffer, list_plane, list_index
-        Word to read from the lists.
+    started : ``Out(1)``, loaded_planes : ``Out(range(lists + 1))``
+        A group's first read has begun, in the cycle before; planes of it that have been loaded and listed, until it is
+        taken.
+    group : ``Out(group_layout(spec))``, buffer : ``Out(1)``
+        The group while ``ready``, and one cycle longer; half of the window buffer and the lists that it lies in. The
+        lengths, in the list of each plane, are those that ``zero_skip`` leaves.
+    loading : ``Out(1)``
+        A read, or an empty one, begins.
+    read : ``Out(1)``, read_position : ``Out(copies × position_width)``
+        Read from each copy of the activation memory.
+    read_data : ``In(copies × lanes)``
+        What was read, one cycle later: granule ``n`` of the memory at place ``n % granules``.
+    window_write : ``Out(columns)``, window_write_address : ``Out(1 + window_address_width)``
+        Write to the window buffers of these columns; the upper half of the addresses is of buffer 1.
+    window_write_data : ``Out(columns × lanes)``
+        What to write.
+    list_buffer : ``In(1)``, list_address, list_index : ``In(window_address_width)``
+        Entry to look up: number ``list_index`` of the list that begins, as the plane does in the window buffer, at
+        ``list_address - list_index``.
     entry : ``Out(entry_layout(spec))``
-        That word, one cycle later.
+        That entry, one cycle later.
     overflow : ``Out(1)``
-        The window has more words than the lists hold.
+        The window has more words than the buffer holds; this one is not written.
     """
 
     layer: "data.View[Any]"
     start: Signal
-    flag_addresses: "data.View[Any]"
-    nonzero: Signal
     take: Signal
     ready: Signal
+    started: Signal
+    loaded_planes: Signal
     group: "data.View[Any]"
-    addresses: "data.View[Any]"
     buffer: Signal
+    loading: Signal
+    read: Signal
+    read_position: "data.View[Any]"
+    read_data: "data.View[Any]"
+    window_write: Signal
+    window_write_address: Signal
+    window_write_data: "data.View[Any]"
     list_buffer: Signal
-    list_plane: Signal
+    list_address: Signal
     list_index: Signal
     entry: "data.View[Any]"
     overflow: Signal
@@ -234,16 +634,22 @@ class WindowScanner(wiring.Component):
             {
                 "layer": In(descriptor_layout(spec)),
                 "start": In(1),
-                "flag_addresses": Out(data.ArrayLayout(derived.activation_address_width, spec.columns)),
-                "nonzero": In(spec.columns),
                 "take": In(1),
                 "ready": Out(1),
+                "started": Out(1),
+                "loaded_planes": Out(range(derived.lists + 1)),
                 "group": Out(group_layout(spec)),
-                "addresses": Out(data.ArrayLayout(derived.activation_address_width, spec.columns)),
                 "buffer": Out(1),
+                "loading": Out(1),
+                "read": Out(1),
+                "read_position": Out(data.ArrayLayout(derived.position_width, derived.copies)),
+                "read_data": In(data.ArrayLayout(spec.lanes, derived.copies)),
+                "window_write": Out(spec.columns),
+                "window_write_address": Out(1 + derived.window_address_width),
+                "window_write_data": Out(data.ArrayLayout(spec.lanes, spec.columns)),
                 "list_buffer": In(1),
-                "list_plane": In(3),
-                "list_index": In(derived.word_index_width),
+                "list_address": In(derived.window_address_width),
+                "list_index": In(derived.window_address_width),
                 "entry": Out(entry_layout(spec)),
                 "overflow": Out(1),
             }
@@ -251,177 +657,243 @@ class WindowScanner(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
-        spec, derived, layer = self.spec, self.spec.derived, self.layer
-        columns, address_width = spec.columns, derived.activation_address_width
-        coordinate = signed(coordinate_width(spec))
+        spec, group = self.spec, self.group
+        share = spec.columns_per_copy
         m = Module()
         m.submodules.walker = walker = PixelWalker(spec)
-        m.d.comb += [walker.layer.eq(layer), walker.start.eq(self.start)]
-
-        # Word lists: buffer, plane, index.
-        plane_width = (spec.activation_planes_max - 1).bit_length()
-        m.submodules.lists = lists = memory.Memory(
-            shape=entry_layout(spec), depth=1 << (1 + plane_width + derived.word_index_width), init=[]
-        )
-        list_write, list_read = lists.write_port(), lists.read_port()
-        m.d.comb += list_read.addr.eq(Cat(self.list_index, self.list_plane[:plane_width], self.list_buffer))
-        m.d.comb += self.entry.eq(list_read.data)
-
-        # Columns of the group. New windows enter at the last column; after `columns` steps the first is in column 0.
-        ys = Signal(data.ArrayLayout(coordinate, columns))
-        xs = Signal(data.ArrayLayout(coordinate, columns))
-        output_pointer = Signal(16)
-        drain_steps = Signal(range(max(spec.rows, spec.activation_planes_max) + 1))
-        m.d.comb += drain_steps.eq(Mux((layer.flags & FLAG_RAW).any(), spec.rows, layer.output_planes))
-
-        # Position of the word being looked up.
-        plane = Signal(range(spec.activation_planes_max))
-        tap_y, tap_x = Signal(16), Signal(16)
-        word = Signal(16)
-        word_index = Signal(derived.word_index_width + 1)
-        tap_top, tap_left = Signal(coordinate), Signal(coordinate)
-        plane_offset, row_offset, tap_offset = Signal(address_width), Signal(address_width), Signal(address_width)
-        offset = Signal(address_width)
-        m.d.comb += offset.eq(tap_offset + word)
-        last_word, last_x, last_y, last_plane = Signal(), Signal(), Signal(), Signal()
+        m.submodules.reads = reads = ReadWalker(spec)
+        walking = Signal()
         m.d.comb += [
-            last_word.eq(word == layer.input_words - 1),
-            last_x.eq(last_word & (tap_x == layer.kernel_width - 1)),
-            last_y.eq(last_x & (tap_y == layer.kernel_height - 1)),
-            last_plane.eq(last_y & (plane == layer.activation_planes - 1)),
+            walker.layer.eq(self.layer),
+            walker.start.eq(self.start),
+            walker.step.eq(walking & ~walker.done),
+            reads.layer.eq(self.layer),
+            reads.start.eq(self.start),
         ]
 
-        # One cycle later, with the zero flags: the entry.
-        inside, inside_next = Signal(columns), Signal(columns)
-        entry_valid, entry_last = Signal(), Signal()
-        entry_plane = Signal.like(plane)
-        entry_word = Signal.like(word_index)
-        entry_offset = Signal(address_width)
-        for column in range(columns):
-            y = Signal(unsigned(coordinate.width), name=f"y_{column}")
-            x = Signal(unsigned(coordinate.width), name=f"x_{column}")
-            m.d.comb += [
-                self.flag_addresses[column].eq(self.addresses[column] + offset),
-                y.eq(ys[column] + tap_top),
-                x.eq(xs[column] + tap_left),
-                # Negative coordinates are large as unsigned numbers.
-                inside_next[column].eq(self.group.valid[column] & (y < layer.input_height) & (x < layer.input_width)),
-            ]
-        active = inside if spec.zero_skip == "off" else inside & self.nonzero
-        push = active.any() if spec.zero_skip == "skip" else 1
-        length = Signal(derived.word_index_width + 1)
+        # A read goes through the stages one after the other; in stage 0 it begins.
+        stages = [Signal(stage_layout(spec), name=f"stage_{number}") for number in range(5)]
+        turn, last_turn = Signal(range(share)), Signal()
         m.d.comb += [
-            list_write.addr.eq(Cat(length[:-1], entry_plane[:plane_width], self.buffer)),
-            list_write.data.offset.eq(entry_offset),
-            list_write.data.word.eq(entry_word),
-            list_write.data.active.eq(active),
-            list_write.en.eq(entry_valid & push),
+            last_turn.eq(turn == share - 1),
+            reads.step.eq(self.loading & last_turn),
+            stages[0].active.eq(self.loading),
+            stages[0].last_turn.eq(last_turn),
+            stages[0].turns.eq(1 << turn),
+            stages[0].read.eq(reads.read),
+            self.read.eq(stages[1].active),
         ]
-        m.d.sync += [
-            inside.eq(inside_next),
-            entry_valid.eq(0),
-            entry_last.eq(last_y),
-            entry_plane.eq(plane),
-            entry_word.eq(word_index),
-            entry_offset.eq(offset),
-        ]
-        lengths = Array(self.group.list_lengths[index] for index in range(spec.activation_planes_max))
-        with m.If(entry_valid):
-            m.d.sync += length.eq(length + push)
-            with m.If(entry_last):
-                m.d.sync += [lengths[entry_plane].eq(length + push), length.eq(0)]
-                m.d.sync += self.group.window_words.eq(entry_word + 1)
+        m.d.sync += [later.eq(stage) for stage, later in itertools.pairwise(stages)]
+        with m.If(self.loading):
+            m.d.sync += turn.eq(Mux(last_turn, 0, turn + 1))
 
-        column_count = Signal(range(columns + 1))
+        # Walk a group, wait for its half of the buffers, load.
+        occupied, was_loading, first_read = Signal(), Signal(), Signal()
+        walked = Signal(range(spec.columns))
+        m.d.comb += first_read.eq(self.loading & ~was_loading)
+        m.d.sync += [was_loading.eq(self.loading), self.started.eq(first_read)]
+        with m.If(self.take):
+            m.d.sync += occupied.eq(0)
         with m.FSM():
             with m.State("idle"), m.If(self.start):
-                m.d.sync += [self.buffer.eq(1), self.ready.eq(0), output_pointer.eq(layer.output_base)]
-                m.next = "wait"
-
-            with m.State("wait"), m.If(~self.ready):
-                m.d.sync += [
-                    column_count.eq(0),
-                    self.buffer.eq(~self.buffer),
-                    self.group.drain_cycles.eq(0),
-                    self.group.output_address.eq(output_pointer),
-                ]
-                m.next = "columns"
-
-            with m.State("columns"):
-                m.d.comb += walker.step.eq(~walker.done)
-                m.d.sync += [
-                    self.addresses.eq(Cat(self.addresses.as_value()[address_width:], walker.address)),
-                    ys.eq(Cat(ys.as_value()[coordinate.width :], walker.y)),
-                    xs.eq(Cat(xs.as_value()[coordinate.width :], walker.x)),
-                    self.group.valid.eq(Cat(self.group.valid[1:], ~walker.done)),
-                    self.group.pool_first.eq(Cat(self.group.pool_first[1:], walker.pool_first)),
-                    self.group.pool_last.eq(Cat(self.group.pool_last[1:], walker.pool_last)),
-                    column_count.eq(column_count + 1),
-                ]
-                with m.If(~walker.done):
-                    m.d.sync += self.group.drain_cycles.eq(self.group.drain_cycles + drain_steps)
-                    with m.If(walker.pool_last):
-                        m.d.sync += output_pointer.eq(output_pointer + layer.output_words)
-                with m.If(column_count == columns - 1):
-                    m.d.sync += [
-                        plane.eq(0),
-                        tap_y.eq(0),
-                        tap_x.eq(0),
-                        word.eq(0),
-                        word_index.eq(0),
-                        tap_top.eq(0),
-                        tap_left.eq(0),
-                        plane_offset.eq(0),
-                        row_offset.eq(0),
-                        tap_offset.eq(0),
-                        length.eq(0),
-                    ]
-                    m.next = "words"
-
-            with m.State("words"):
-                next_row, next_plane = Signal(address_width), Signal(address_width)
-                m.d.comb += [
-                    next_row.eq(row_offset + layer.tap_y_stride),
-                    next_plane.eq(plane_offset + layer.input_plane_stride),
-                ]
-                m.d.sync += [entry_valid.eq(1), word.eq(word + 1), word_index.eq(word_index + 1)]
-                with m.If(last_word):
-                    m.d.sync += [
-                        word.eq(0),
-                        tap_x.eq(tap_x + 1),
-                        tap_left.eq(tap_left + layer.dilation),
-                        tap_offset.eq(tap_offset + layer.tap_x_stride),
-                    ]
-                with m.If(last_x):
-                    m.d.sync += [
-                        tap_x.eq(0),
-                        tap_left.eq(0),
-                        tap_y.eq(tap_y + 1),
-                        tap_top.eq(tap_top + layer.dilation),
-                        row_offset.eq(next_row),
-                        tap_offset.eq(next_row),
-                    ]
-                with m.If(last_y):
-                    m.d.sync += [
-                        tap_y.eq(0),
-                        tap_top.eq(0),
-                        word_index.eq(0),
-                        plane.eq(plane + 1),
-                        plane_offset.eq(next_plane),
-                        row_offset.eq(next_plane),
-                        tap_offset.eq(next_plane),
-                    ]
-                m.d.comb += self.overflow.eq(~last_y & (word_index == spec.window_words_max - 1))
-                with m.If(last_plane):
-                    m.next = "last word"
-
-            with m.State("last word"):
-                m.d.sync += [self.ready.eq(1), self.group.last.eq(walker.done)]
-                with m.If(walker.done):
-                    m.next = "idle"
-                with m.Else():
+                m.next = "walk"
+            with m.State("walk"):
+                m.d.comb += walking.eq(1)
+                m.d.sync += walked.eq(walked + 1)
+                with m.If(walked == spec.columns - 1):
+                    m.d.sync += walked.eq(0)
                     m.next = "wait"
+                    with m.If(~occupied | self.take):
+                        m.next = "load"
+            with m.State("wait"), m.If(self.take):
+                m.next = "load"
+            with m.State("load"):
+                m.d.comb += self.loading.eq(1)
+                m.d.sync += occupied.eq(1)
+                with m.If(last_turn & reads.read.group_end):
+                    m.next = "walk"
+                    with m.If(walker.done):
+                        m.next = "idle"
 
-        with m.If(self.take):
-            m.d.sync += self.ready.eq(0)
+        # What is known of the walked windows is copied when their reads begin: the next ones are walked after them.
+        columns = self._columns(m, walker, walking)
+        pool_first, pool_last = Signal(spec.columns), Signal(spec.columns)
+        drain_steps = Signal(range(max(spec.rows, spec.activation_planes_max) + 1))
+        drain_cycles = Signal.like(group.drain_cycles)
+        output_position, next_output_position = Signal.like(group.output_position), Signal.like(group.output_position)
+        planes_rounded = self.layer.output_planes + (spec.drain_planes - 1)
+        m.d.comb += drain_steps.eq(
+            Mux((self.layer.flags & FLAG_RAW).any(), spec.rows, planes_rounded >> (spec.drain_planes - 1).bit_length())
+        )
+        with m.If(walking):
+            m.d.sync += [
+                pool_first.eq(Cat(pool_first[1:], walker.pool_first)),
+                pool_last.eq(Cat(pool_last[1:], walker.pool_last)),
+            ]
+        with m.If(walker.step):
+            m.d.sync += drain_cycles.eq(drain_cycles + drain_steps)
+            with m.If(walker.pool_last):
+                m.d.sync += next_output_position.eq(next_output_position + self.layer.output_granules)
+        with m.If(first_read):
+            m.d.sync += [
+                self.buffer.eq(~self.buffer),
+                group.valid.eq(Cat(column.valid for column in columns)),
+                group.pool_first.eq(pool_first),
+                group.pool_last.eq(pool_last),
+                group.output_position.eq(output_position),
+                group.drain_cycles.eq(drain_cycles),
+                group.last.eq(walker.done),
+                output_position.eq(next_output_position),
+                drain_cycles.eq(0),
+            ]
+        with m.If(self.start):
+            m.d.sync += [
+                self.buffer.eq(1),  # the first group gets 0
+                output_position.eq(self.layer.output_base),
+                next_output_position.eq(self.layer.output_base),
+            ]
+
+        # Each copy of the memory serves its columns in turn.
+        nonzero, words = Signal(spec.derived.copies), []
+        for copy in range(spec.derived.copies):
+            m.submodules[f"packer_{copy}"] = packer = WindowPacker(spec)
+            m.d.comb += [
+                packer.layer.eq(self.layer),
+                packer.column.eq(columns[copy * share]),
+                packer.offset.eq(reads.offset),
+                packer.y.eq(reads.y),
+                packer.x.eq(reads.x),
+                *(getattr(packer, f"stage_{number}").eq(stages[number]) for number in range(4)),
+                self.read_position[copy].eq(packer.position),
+                packer.read_data.eq(self.read_data[copy]),
+                nonzero[copy].eq(packer.nonzero),
+            ]
+            words += [packer.word] * share
+        m.d.comb += self.window_write_data.eq(Cat(words))
+        number, fits, next_word = self._write_words(m, stages[3])
+        self._write_lists(m, stages[4], number, fits, next_word, nonzero)
         return m
+
+    def _columns(self, m: Module, walker: PixelWalker, walking: Signal) -> "list[data.View[Any]]":
+        """Where the columns' windows are.
+
+        While walking, new windows enter at the last column; after ``columns`` steps the first is in column 0. While
+        loading, those of the columns that share a copy take turns in the first of these.
+        """
+        spec, share = self.spec, self.spec.columns_per_copy
+        entering = Signal(column_layout(spec))
+        m.d.comb += [
+            entering.position.eq(walker.position),
+            entering.y.eq(walker.y),
+            entering.x.eq(walker.x),
+            entering.valid.eq(~walker.done),
+        ]
+        if spec.residual:
+            m.d.comb += entering.residual_position.eq(walker.residual_position)
+        columns = [Signal(column_layout(spec), name=f"column_{column}") for column in range(spec.columns)]
+        for number, (column, after) in enumerate(itertools.pairwise([*columns, entering])):
+            last_of_copy = number % share == share - 1
+            with m.If(walking):
+                m.d.sync += column.eq(after)
+            with m.Elif(self.loading):
+                m.d.sync += column.eq(columns[number - share + 1] if last_of_copy else after)
+        return columns
+
+    def _write_words(self, m: Module, stage: "data.View[Any]") -> tuple[Value, Value, Value]:
+        """Write the words of the windows, in stage 3.
+
+        Returns
+        -------
+        number, fits, next_word : Value
+            In stage 4: number of the word in its plane; whether it was inside the buffer; number of the word after it
+            in the window.
+        """
+        address_width = self.spec.derived.window_address_width
+        word, plane_word = Signal(address_width + 1), Signal(address_width)
+        number, fits = Signal.like(plane_word), Signal()
+        inside = ~word[-1]
+        writes = stage.active & stage.read.write
+        m.d.comb += [
+            self.overflow.eq(writes & ~inside),
+            self.window_write_address.eq(Cat(word[:-1], self.buffer)),
+            self.window_write.eq(Mux(writes & inside, stage.turns, 0).replicate(self.spec.derived.copies)),
+        ]
+        m.d.sync += [number.eq(plane_word), fits.eq(inside)]
+        with m.If(stage.active & stage.last_turn):
+            with m.If(stage.read.write & inside):
+                m.d.sync += [word.eq(word + 1), plane_word.eq(plane_word + 1)]
+            with m.If(stage.read.plane_end):
+                m.d.sync += plane_word.eq(0)
+            with m.If(stage.read.group_end):
+                m.d.sync += word.eq(0)
+        return number, fits, word[:-1]
+
+    def _write_lists(
+        self, m: Module, stage: "data.View[Any]", number: Value, fits: Value, next_word: Value, nonzero: Signal
+    ) -> None:
+        """List the words of the windows, in stage 4, and look entries up.
+
+        Parameters
+        ----------
+        m
+            Module.
+        stage
+            The read.
+        number, fits, next_word
+            See :meth:`_write_words`.
+        nonzero
+            Whether the word has a bit set, in the column of each copy whose turn it is.
+        """
+        spec, derived, group = self.spec, self.spec.derived, self.group
+        active = Signal(spec.columns)
+        complete, lists = Signal(), Signal()  # with the last turn the word has been written in all columns
+        wanted = active.any() if spec.zero_skip == "skip" else Const(1)
+        m.d.comb += [
+            complete.eq(stage.active & stage.last_turn),
+            lists.eq(complete & stage.read.write & fits & wanted),
+        ]
+        plane = Signal(range(derived.lists))
+        address = Signal(derived.window_address_width)
+        length, listed = Signal.like(group.lengths[0]), Signal.like(group.lengths[0])
+        m.d.comb += listed.eq(length + lists)
+        with m.If(complete):
+            m.d.sync += [length.eq(listed), address.eq(address + lists)]
+            with m.If(stage.read.plane_end):
+                lengths = Array(group.lengths[index] for index in range(derived.lists))
+                m.d.sync += [
+                    lengths[plane].eq(listed),
+                    self.loaded_planes.eq(plane + 1),
+                    length.eq(0),
+                    plane.eq(plane + 1),
+                    address.eq(next_word),
+                ]
+            with m.If(stage.read.group_end):
+                m.d.sync += [plane.eq(0), self.ready.eq(1)]
+        with m.If(self.take):
+            m.d.sync += [self.ready.eq(0), self.loaded_planes.eq(0)]
+
+        if spec.zero_skip == "off":
+            # Every word is listed, so there is no list to keep: only the columns are not the same in both buffers.
+            valid = Signal(data.ArrayLayout(spec.columns, 2))
+            m.d.sync += [
+                valid[self.buffer].eq(group.valid),
+                self.entry.word.eq(self.list_index),
+                self.entry.active.eq(valid[self.list_buffer]),
+            ]
+            return
+        turns = [nonzero]
+        for turn in reversed(range(spec.columns_per_copy - 1)):
+            earlier = Signal(len(nonzero), name=f"nonzero_{turn}")
+            m.d.sync += earlier.eq(turns[0])
+            turns.insert(0, earlier)
+        m.submodules.lists = store = memory.Memory(shape=entry_layout(spec), depth=2 * spec.window_depth, init=[])
+        write, read = store.write_port(), store.read_port()
+        m.d.comb += [
+            active.eq(Cat(turn[copy] for copy in range(derived.copies) for turn in turns)),
+            write.addr.eq(Cat(address, self.buffer)),
+            write.data.word.eq(number),
+            write.data.active.eq(active),
+            write.en.eq(lists),
+            read.addr.eq(Cat(self.list_address, self.list_buffer)),
+            self.entry.eq(read.data),
+        ]

@@ -16,8 +16,7 @@ from bitwright.hw.isa import (
     Region,
     Register,
 )
-
-COUNTER_WIDTH = 32
+from bitwright.hw.sequencer import skipped_width
 
 
 def host_signature(spec: ArraySpec) -> wiring.Signature:
@@ -42,11 +41,14 @@ def event_layout(spec: ArraySpec) -> data.StructLayout:
     """How often each counted event happens in one cycle."""
     widths = dict.fromkeys(COUNTERS, 1)
     widths["computed"] = widths["gated"] = spec.columns.bit_length()
-    widths["skipped"] = spec.derived.word_index_width + 1
+    widths["skipped"] = skipped_width(spec)
+    widths["writes"] = spec.drain_planes.bit_length()
     return data.StructLayout(widths)
 
 
-COUNTER_LAYOUT = data.StructLayout(dict.fromkeys(COUNTERS, COUNTER_WIDTH))
+def counter_layout(spec: ArraySpec) -> data.StructLayout:
+    """All counters."""
+    return data.StructLayout(dict.fromkeys(COUNTERS, spec.counter_width))
 
 
 class HostPort(wiring.Component):
@@ -65,7 +67,7 @@ class HostPort(wiring.Component):
         when the host stops a run, and after an error.
     write_address, write_row, write_data, write_word
         Address in a memory, row's bank, 32-bit data, word with its last chunk.
-    write_descriptor, write_weight, write_threshold, write_activation : ``Out(1)``
+    write_descriptor, write_weight, write_threshold, write_coefficient, write_activation : ``Out(1)``
         Write to that memory.
     read_activation, activation_address, activation_data, result_address, result_data
         Memories that the host reads; data comes one cycle later.
@@ -73,7 +75,7 @@ class HostPort(wiring.Component):
         From the sequencer.
     events : ``In(event_layout(spec))``
         Events of this cycle.
-    counters : ``Out(COUNTER_LAYOUT)``, totals : ``Out(COUNTER_LAYOUT)``
+    counters : ``Out(counter_layout(spec))``, totals : ``Out(counter_layout(spec))``
         Counters before and after this cycle's events.
     interrupt : ``Out(1)``
         The last program has ended.
@@ -89,6 +91,7 @@ class HostPort(wiring.Component):
     write_descriptor: Signal
     write_weight: Signal
     write_threshold: Signal
+    write_coefficient: Signal
     write_activation: Signal
     read_activation: Signal
     activation_address: Signal
@@ -120,6 +123,7 @@ class HostPort(wiring.Component):
                 "write_descriptor": Out(1),
                 "write_weight": Out(1),
                 "write_threshold": Out(1),
+                "write_coefficient": Out(1),
                 "write_activation": Out(1),
                 "read_activation": Out(1),
                 "activation_address": Out(derived.activation_address_width),
@@ -132,8 +136,8 @@ class HostPort(wiring.Component):
                 "error_field": In(8),
                 "layer_index": In(16),
                 "events": In(event_layout(spec)),
-                "counters": Out(COUNTER_LAYOUT),
-                "totals": Out(COUNTER_LAYOUT),
+                "counters": Out(counter_layout(spec)),
+                "totals": Out(counter_layout(spec)),
                 "interrupt": Out(1),
             }
         )
@@ -170,6 +174,7 @@ class HostPort(wiring.Component):
             self.write_word.eq(Cat(staging, value)),
             self.write_descriptor.eq(write & ~self.busy & (region == Region.DESCRIPTORS)),
             self.write_threshold.eq(write & ~self.busy & (region == Region.THRESHOLDS)),
+            self.write_coefficient.eq(write & ~self.busy & (region == Region.COEFFICIENTS)),
             self.write_weight.eq(commit & (region == Region.WEIGHTS)),
             self.write_activation.eq(commit & (region == Region.ACTIVATIONS)),
         ]
@@ -180,6 +185,10 @@ class HostPort(wiring.Component):
             with m.Case(Region.THRESHOLDS):
                 m.d.comb += self.write_address.eq(address[: derived.threshold_address_width])
                 m.d.comb += self.write_row.eq(address[derived.threshold_address_width : derived.region_width])
+            if spec.coefficient_bits:
+                with m.Case(Region.COEFFICIENTS):
+                    m.d.comb += self.write_address.eq(address[: derived.coefficient_address_width])
+                    m.d.comb += self.write_row.eq(address[derived.coefficient_address_width : derived.region_width])
             with m.Case(Region.ACTIVATIONS):
                 m.d.comb += self.write_address.eq(word_address[: derived.activation_address_width])
             with m.Default():

@@ -2,98 +2,79 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from bitwright.hw.popcount import popcount
+from bitwright.hw import ecp5, series7
+from bitwright.hw.popcount import Fabric, count_products
 
-ACCUMULATE = data.StructLayout({"valid": 1, "clear": 1, "double": 1, "negate": 1})
-"""What an accumulator does with the count that arrives: start over, double first, subtract."""
+BASE = data.StructLayout({"valid": 1, "clear": 1, "double": 1})
+"""What an accumulator adds to: to nothing if ``clear``, to twice its value if ``double``; only if ``valid``."""
+
+COUNT_LATENCY = 1
+"""Cycles from a word to its count."""
 
 
 class PopcountAccumulator(wiring.Component):
-    """Count the set bits of a word, and accumulate the counts by Horner's scheme.
+    """Count the set bits of words, and accumulate the counts by Horner's scheme.
 
-    Every cycle with ``control.valid``: ``sum <- (0 if clear else 2·sum if double else sum) ± (count if enable else
-    0)``, modulo ``2**width``, where ``count`` belongs to the word of the cycle before.
+    Every cycle with ``base.valid``: ``sum <- (0 if clear else 2·sum if double else sum) ± (0 if ignore else count)``,
+    modulo ``2**width``.
 
     Parameters
     ----------
     lanes
         Bits of a word.
     width
-        Bits of the accumulator.
+        Bits of the accumulator, more than a count has.
+    multiply_stages
+        Cycles that the counts wait for the products of PEs with a multiplier.
+    fabric
+        Form of the counter.
+
+    Attributes
+    ----------
+    latency
+        Cycles from a word to its sum.
 
     Members
     -------
     word : ``In(lanes)``
         Bits to count.
-    control : ``In(ACCUMULATE)``
-        One cycle after the word.
-    enable : ``In(1)``
-        Whether the word counts, with ``control``: a word held still from an earlier cycle does not.
+    ignore : ``In(1)``
+        The word does not count, being held still from an earlier cycle, say.
+    negate : ``In(1)``
+        Subtract the count.
+    base : ``In(BASE)``
+        One cycle before the sum.
+    count : ``Out(range(lanes + 1))``
+        The count, ``COUNT_LATENCY`` cycles after the word: 0 with ``ignore``, else with all bits inverted if
+        ``negate``.
     sum : ``Out(signed(width))``
-        The accumulator, ``LATENCY`` cycles after the word.
+        The accumulator.
     """
-
-    LATENCY = 2
 
     word: Signal
-    control: "data.View[Any]"
-    enable: Signal
+    ignore: Signal
+    negate: Signal
+    base: "data.View[Any]"
+    count: Signal
     sum: Signal
 
-    def __init__(self, lanes: int, width: int) -> None:
+    def __init__(self, lanes: int, width: int, multiply_stages: int = 0, fabric: Fabric = "portable") -> None:
         self.lanes = lanes
         self.width = width
-        super().__init__({"word": In(lanes), "control": In(ACCUMULATE), "enable": In(1), "sum": Out(signed(width))})
-
-    def elaborate(self, platform: object) -> Module:
-        """Describe the hardware."""
-        m = Module()
-        control = self.control
-        count = Signal(range(self.lanes + 1))
-        m.d.sync += count.eq(popcount(m, self.word))
-
-        base = Signal(self.width)
-        addend = Signal(self.width)
-        m.d.comb += base.eq(Mux(control.clear, 0, Mux(control.double, self.sum << 1, self.sum)))
-        m.d.comb += addend.eq((count & self.enable.replicate(len(count))) ^ control.negate.replicate(self.width))
-        # -count as the inverted count and a carry in: one adder.
-        with m.If(control.valid):
-            m.d.sync += self.sum.eq(base + addend + control.negate)
-        return m
-
-
-class ProcessingElement(wiring.Component):
-    """One PE: ``popcount(activation & weight)``, accumulated. See :class:`PopcountAccumulator`.
-
-    Members
-    -------
-    activation, weight : ``In(lanes)``
-        Words of one plane each.
-    control, enable, sum
-        As for :class:`PopcountAccumulator`.
-    """
-
-    LATENCY = PopcountAccumulator.LATENCY
-
-    activation: Signal
-    weight: Signal
-    control: "data.View[Any]"
-    enable: Signal
-    sum: Signal
-
-    def __init__(self, lanes: int, width: int) -> None:
-        self.lanes = lanes
-        self.width = width
+        self.multiply_stages = multiply_stages
+        self.fabric: Fabric = fabric
+        self.latency = COUNT_LATENCY + multiply_stages + 1
         super().__init__(
             {
-                "activation": In(lanes),
-                "weight": In(lanes),
-                "control": In(ACCUMULATE),
-                "enable": In(1),
+                "word": In(lanes),
+                "ignore": In(1),
+                "negate": In(1),
+                "base": In(BASE),
+                "count": Out(range(lanes + 1)),
                 "sum": Out(signed(width)),
             }
         )
@@ -101,11 +82,135 @@ class ProcessingElement(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         m = Module()
-        m.submodules.accumulator = accumulator = PopcountAccumulator(self.lanes, self.width)
-        m.d.comb += [
-            accumulator.word.eq(self.activation & self.weight),
-            accumulator.control.eq(self.control),
-            accumulator.enable.eq(self.enable),
-            self.sum.eq(accumulator.sum),
-        ]
+        count, negative = _count(m, self.word, None, self.ignore, self.negate, self.fabric)
+        m.d.comb += self.count.eq(count)
+        for stage in range(self.multiply_stages):
+            count_next = Signal.like(count, name=f"count_{stage}", reset_less=True)
+            negative_next = Signal(name=f"negative_{stage}", reset_less=True)
+            m.d.sync += [count_next.eq(count), negative_next.eq(negative)]
+            count, negative = count_next, negative_next
+        m.d.comb += self.sum.eq(
+            _accumulate(m, self.base, Cat(count, negative).as_signed(), negative, self.width, self.fabric)
+        )
         return m
+
+
+class ProcessingElement(wiring.Component):
+    """One PE: ``popcount(activation & weight)``, accumulated.
+
+    Every cycle with ``base.valid``: ``sum <- (0 if clear else 2·sum if double else sum) ± (0 if ignore else addend)``,
+    modulo ``2**width``. The addend is the count, or, in a PE with a multiplier,
+    ``coefficient · (2·count - column count if bipolar else count)``.
+
+    Parameters
+    ----------
+    lanes
+        Bits of a word.
+    width
+        Bits of the accumulator, more than a count has.
+    coefficient_bits
+        Bits of a coefficient; 0 leaves the multiplier out, and the members that only it needs.
+    fabric
+        Form of the counter.
+
+    Attributes
+    ----------
+    latency
+        Cycles from words to their sum.
+
+    Members
+    -------
+    activation, weight : ``In(lanes)``
+        Words of one plane each.
+    ignore : ``In(1)``
+        The words do not count, being held still from an earlier cycle, say.
+    negate : ``In(1)``
+        Subtract.
+    base : ``In(BASE)``
+        One cycle before the sum.
+    coefficient : ``In(signed(coefficient_bits))``, ``bipolar`` : ``In(1)``
+        ``COUNT_LATENCY`` cycles after the words.
+    column_count : ``In(range(lanes + 1))``
+        ``PopcountAccumulator.count`` of the activations, with the same ``ignore`` and ``negate``; used if ``bipolar``.
+    sum : ``Out(signed(width))``
+        The accumulator.
+    """
+
+    activation: Signal
+    weight: Signal
+    ignore: Signal
+    negate: Signal
+    base: "data.View[Any]"
+    coefficient: Signal
+    bipolar: Signal
+    column_count: Signal
+    sum: Signal
+
+    def __init__(self, lanes: int, width: int, coefficient_bits: int = 0, fabric: Fabric = "portable") -> None:
+        self.lanes = lanes
+        self.width = width
+        self.coefficient_bits = coefficient_bits
+        self.fabric: Fabric = fabric
+        self.latency = COUNT_LATENCY + 1 + (coefficient_bits > 0)
+        members = {
+            "activation": In(lanes),
+            "weight": In(lanes),
+            "ignore": In(1),
+            "negate": In(1),
+            "base": In(BASE),
+            "sum": Out(signed(width)),
+        }
+        if coefficient_bits:
+            members["coefficient"] = In(signed(coefficient_bits))
+            members["bipolar"] = In(1)
+            members["column_count"] = In(range(lanes + 1))
+        super().__init__(members)
+
+    def elaborate(self, platform: object) -> Module:
+        """Describe the hardware."""
+        m = Module()
+        count, negative = _count(m, self.activation, self.weight, self.ignore, self.negate, self.fabric)
+        addend, carry = Cat(count, negative).as_signed(), negative
+        if self.coefficient_bits:
+            # As -x is the inverse of x and 1: 2·count is the count with its sign below the lowest bit; what is
+            # subtracted is the column's count less its sign, or without it 0 less the sign.
+            factor = Signal(signed(len(count) + 1))
+            column = Cat(Mux(self.bipolar, self.column_count, negative.replicate(len(count))), negative).as_signed()
+            m.d.comb += factor.eq(Mux(self.bipolar, Cat(negative, count, negative).as_signed(), addend) - column)
+            product = Signal(signed(min(self.coefficient_bits + len(factor), self.width)), reset_less=True)
+            m.d.sync += product.eq(self.coefficient * factor)
+            addend, carry = product, Const(0, 1)
+        m.d.comb += self.sum.eq(_accumulate(m, self.base, addend, carry, self.width, self.fabric))
+        return m
+
+
+def _count(
+    m: Module, first: Value, second: Value | None, ignore: Value, negate: Value, fabric: Fabric
+) -> tuple[Signal, Signal]:
+    """Registers of a count, inverted if ``negate``, and of its sign; both 0 with ``ignore``."""
+    counted = count_products(m, first, second, negate, fabric)
+    count, negative = Signal(len(counted), reset_less=True), Signal(reset_less=True)
+    m.d.sync += [count.eq(counted), negative.eq(negate)]
+    with m.If(ignore):  # a synchronous reset, which flip-flops have
+        m.d.sync += [count.eq(0), negative.eq(0)]
+    return count, negative
+
+
+def _accumulate(m: Module, base: "data.View[Any]", addend: Value, carry: Value, width: int, fabric: Fabric) -> Value:
+    """Accumulator: one adder, and with six-input LUTs no logic beside it."""
+    # All of one width and unsigned: synthesis then makes one carry chain of the sum, carry included.
+    total, following = Signal(width, reset_less=True), Signal(width)
+    added = Signal(width)
+    m.d.comb += added.eq(addend)
+    if fabric == "xilinx7":
+        m.d.comb += following.eq(series7.accumulate(m, total, base.clear, base.double, added, carry, "accumulate"))
+    else:
+        kept = Signal(width)
+        m.d.comb += kept.eq(Mux(base.clear, 0, Mux(base.double, total << 1, total)))
+        if fabric == "ecp5":
+            m.d.comb += following.eq(ecp5.accumulate(m, kept, added, carry, "accumulate"))
+        else:
+            m.d.comb += following.eq(kept + added + carry)
+    with m.If(base.valid):
+        m.d.sync += total.eq(following)
+    return total.as_signed()

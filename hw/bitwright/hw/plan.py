@@ -4,7 +4,7 @@ Lowering fills the plan with a network's numbers; a search asks it what a candid
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,22 +12,57 @@ import numpy.typing as npt
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import (
+    BANK,
+    CODE_TABLE_PLANES,
+    FLAG_COEFFICIENTS,
     FLAG_LAST,
     FLAG_OFFSET,
     FLAG_RAW,
+    FLAG_TABLE,
+    GRANULE,
     THRESHOLD_NEGATE,
     ArraySpec,
     Descriptor,
     Encoding,
+    WeightPlanes,
     encode_threshold,
+    granules_of,
+    has_coefficients,
     has_offset,
     pack_words,
     place_channels,
     schedule_passes,
     split_planes,
+    split_words,
     weight_planes,
 )
 from bitwright.hw.program import InputSpec, LayerInfo, Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualShape:
+    """A second input of a layer, added before its thresholds: a 1×1 convolution of another layer's output.
+
+    Parameters
+    ----------
+    source
+        Name of the layer whose output is added.
+    channels
+        Its channels.
+    stride
+        (vertical, horizontal) steps in its image from one output pixel to the next.
+    weight_encoding, weight_bits
+        Of its weights, which have no offset and no coefficients; the defaults suit an identity shortcut: unit vectors.
+    shift
+        The addend counts ``2**shift`` times.
+    """
+
+    source: str
+    channels: int
+    stride: tuple[int, int] = (1, 1)
+    weight_encoding: Encoding = "unsigned"
+    weight_bits: int = 1
+    shift: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +80,21 @@ class LayerShape:
     out_channels
         Output channels, or features.
     kernel, stride, padding, dilation
-        (vertical, horizontal) of a convolution; both dilations are equal.
+        (vertical, horizontal) of a convolution.
+    groups
+        Groups of channels that a convolution keeps apart; as many as there are channels for a depthwise one.
     pool, pool_stride
         (vertical, horizontal) of the max pooling that follows, in floor mode; 1 for none.
     weight_encoding, weight_bits
         Encoding of the weights and its bits.
     output_planes
         Planes of the output codes; None for the last layer, whose results stay raw accumulators.
+    source
+        Name of the layer whose output it reads; None for the one before, or the image.
+    residual
+        Second input, or None.
+    code_table
+        Code of each rank, ``2**output_planes`` numbers, where codes do not rise with ranks; None where they do.
     """
 
     name: str
@@ -62,11 +105,15 @@ class LayerShape:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
     pool: tuple[int, int] = (1, 1)
     pool_stride: tuple[int, int] = (1, 1)
     weight_encoding: Encoding = "signed"
     weight_bits: int = 8
     output_planes: int | None = None
+    source: str | None = None
+    residual: ResidualShape | None = None
+    code_table: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if min(self.conv_shape + self.out_shape) < 1:
@@ -74,6 +121,11 @@ class LayerShape:
             raise BitwrightError(
                 f"Layer {self.name!r} has no output: its input of {size} (channels × height × width) is too small for "
                 f"its kernel of {self.kernel} and pooling of {self.pool}."
+            )
+        if self.groups < 1 or self.in_shape[0] % self.groups or self.out_channels % self.groups:
+            raise BitwrightError(
+                f"Layer {self.name!r} has {self.groups} groups of {self.in_shape[0]} input and {self.out_channels} "
+                "output channels, expected a divisor of both."
             )
 
     @property
@@ -94,6 +146,36 @@ class LayerShape:
         height, width = ((size - pool) // stride + 1 for size, pool, stride in sizes)
         return self.out_channels, height, width
 
+    @property
+    def stored_encoding(self) -> tuple[Encoding, int]:
+        """Encoding and bits of the weights in memory.
+
+        A clear bit of an encoding with an offset counts -1; where a row must not see a channel of another group, its
+        weight has to be zero, so grouped convolutions store such weights in two's complement, with a bit more.
+        """
+        if self.groups > 1 and has_offset(self.weight_encoding):
+            return "signed", self.weight_bits + 1
+        return self.weight_encoding, self.weight_bits
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some row tiles of a layer that one descriptor computes.
+
+    Parameters
+    ----------
+    layer
+        Number of the layer.
+    tiles
+        Its row tiles.
+    granules
+        Granules of an input pixel that its windows hold.
+    """
+
+    layer: int
+    tiles: range
+    granules: range
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -105,10 +187,12 @@ class Plan:
         Array, and images of one run.
     input
         How the host stores images.
-    layers, descriptors
+    layers
         One entry a layer.
-    weight_words, threshold_entries
-        Words of each row's weight bank and entries of each row's threshold bank that are used.
+    descriptors, parts
+        One entry a descriptor: its fields, and what of which layer it computes.
+    weight_words, threshold_entries, coefficient_entries
+        Words of each row's weight bank, and entries of its threshold and coefficient banks, that are used.
     """
 
     spec: ArraySpec
@@ -116,8 +200,10 @@ class Plan:
     input: InputSpec
     layers: tuple[LayerInfo, ...]
     descriptors: tuple[Descriptor, ...]
+    parts: tuple[Part, ...]
     weight_words: int
     threshold_entries: int
+    coefficient_entries: int
 
     def assemble(
         self,
@@ -126,79 +212,151 @@ class Plan:
         output_scale: npt.NDArray[np.float64],
         output_offset: npt.NDArray[np.float64],
         meta: Mapping[str, Any] | None = None,
+        *,
+        residual_weights: Mapping[str, npt.NDArray[np.integer[Any]]] | None = None,
+        coefficients: Mapping[str, npt.NDArray[np.integer[Any]]] | None = None,
     ) -> Program:
         """Fill the memories.
 
         Parameters
         ----------
         weights
-            For each layer integers of its encoding, shaped as PyTorch does: (out channels, in channels, kernel height,
-            kernel width), or (out features, in features).
+            For each layer integers of its encoding, shaped as PyTorch does: (out channels, in channels / groups, kernel
+            height, kernel width), or (out features, in features).
         thresholds
             For each layer but the last: values and flags (``THRESHOLD_NEGATE``, ``THRESHOLD_POOL_MIN``), both of shape
             (out channels, 2**planes - 1).
         output_scale, output_offset, meta
             As in :class:`~bitwright.hw.program.Program`.
+        residual_weights
+            For each layer, by name, with a residual addend: integers, shape (out channels, residual channels).
+        coefficients
+            For each layer, by name, of a ``basis`` encoding: integers that fit ``coefficient_bits``, shape (out
+            channels, weight planes, activation planes).
         """
         spec = self.spec
         weight_memory = np.zeros((spec.rows, self.weight_words, spec.lanes // 8), np.uint8)
         threshold_memory = np.zeros((spec.rows, self.threshold_entries), np.uint32)
-        for index, (info, layer) in enumerate(zip(self.layers, self.descriptors, strict=True)):
-            words = self._weight_words(index, weights[index])
-            weight_memory[:, layer.weight_base : layer.weight_base + words.shape[1]] = words
+        coefficient_memory = np.zeros((spec.rows, self.coefficient_entries), np.int32)
+        stream: list[npt.NDArray[np.uint32]] = []
+        descriptors: list[Descriptor] = []
+        for part, layer in zip(self.parts, self.descriptors, strict=True):
+            info = self.layers[part.layer]
+            words = self._weight_words(part, layer, weights[part.layer], (residual_weights or {}).get(info.name))
+            if layer.stream_words:
+                stream.append(words.reshape(-1).view("<u4"))
+            else:
+                weight_memory[:, layer.weight_base : layer.weight_base + words.shape[1]] = words
             if not layer.raw:
-                entries = self._threshold_entries(info, layer, *thresholds[index])
+                entries = self._threshold_entries(info, part, *thresholds[part.layer])
                 base = (layer.threshold_base + 1) & 0xFFFF
                 threshold_memory[:, base : base + entries.shape[1]] = entries
+            if layer.flags & FLAG_COEFFICIENTS:
+                given = (coefficients or {}).get(info.name, np.zeros(0, np.int64))
+                numbers = self._coefficient_entries(info, part, layer, given)
+                coefficient_memory[:, layer.coefficient_base : layer.coefficient_base + numbers.shape[1]] = numbers
+            descriptors.append(layer)
         return Program(
             spec=spec,
             batch=self.batch,
             input=self.input,
             layers=self.layers,
-            descriptors=np.concatenate([layer.encode(spec) for layer in self.descriptors]),
+            parts=tuple(part.layer for part in self.parts),
+            descriptors=np.concatenate([layer.encode(spec) for layer in descriptors]),
             weights=weight_memory,
+            stream=np.concatenate(stream) if stream else np.zeros(0, np.uint32),
             thresholds=threshold_memory,
+            coefficients=coefficient_memory,
             output_scale=np.asarray(output_scale, np.float64),
             output_offset=np.asarray(output_offset, np.float64),
             meta=dict(meta or {}),
         )
 
-    def _weight_words(self, index: int, weights: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
-        """Words of one layer's weights, shape (rows, row tiles × planes × window words, lanes / 8)."""
-        info, layer, rows = self.layers[index], self.descriptors[index], self.spec.rows
+    def _weight_words(
+        self,
+        part: Part,
+        layer: Descriptor,
+        weights: npt.NDArray[np.integer[Any]],
+        residual: npt.NDArray[np.integer[Any]] | None,
+    ) -> npt.NDArray[np.uint8]:
+        """Words of one part's weights, shape (rows, row tiles × words of a tile, lanes / 8)."""
+        info, rows = self.layers[part.layer], self.spec.rows
+        channels, groups = info.in_shape[0], info.groups
         taps = info.in_shape[1:] if info.kind == "linear" else info.kernel
+        rows_used = range(part.tiles.start * rows, min(part.tiles.stop * rows, info.conv_shape[0]))
+        if np.shape(weights)[:1] != info.conv_shape[:1] or np.size(weights) != info.conv_shape[0] * info.fan_in:
+            raise BitwrightError(
+                f"Layer {info.name!r} has weights of shape {np.shape(weights)}, expected those of {info.conv_shape[0]} "
+                f"channels with {info.fan_in} weights each."
+            )
+        given = np.asarray(weights).reshape(info.conv_shape[0], channels // groups, *taps)
+        dense = np.zeros((len(rows_used), channels, *taps), np.int64)
+        per_group = info.conv_shape[0] // groups
+        for index, row in enumerate(rows_used):
+            first = row // per_group * (channels // groups)
+            dense[index, first : first + channels // groups] = given[row]
         # Row, column, channel: the order in which a window is stored. Packed windows are one pixel of all of it.
-        ordered = np.asarray(weights).reshape(info.conv_shape[0], info.in_shape[0], *taps).transpose(0, 2, 3, 1)
-        packed = index == 0 and self.input.window is not None
-        ordered = ordered.reshape(len(ordered), 1 if packed else taps[0] * taps[1], -1)
+        ordered = dense.transpose(0, 2, 3, 1)
+        if info.source < 0 and self.input.window is not None:
+            ordered = ordered.reshape(len(ordered), 1, 1, -1)
         try:
-            planes = split_planes(ordered, info.weight_encoding, info.weight_bits)
+            planes = split_planes(ordered, info.stored_encoding, info.weight_planes)
+            lanes = place_channels(planes)[..., part.granules.start * GRANULE : part.granules.stop * GRANULE]
+            words = [split_words(lanes.reshape(*planes.shape[:2], -1), self.spec.lanes)]
+            if info.residual_source is not None:
+                expected = (info.conv_shape[0], self.layers[info.residual_source].out_shape[0])
+                if residual is None or residual.shape != expected:
+                    found = "none" if residual is None else f"weights of shape {residual.shape}"
+                    raise BitwrightError(f"it adds a residual with {found}, expected weights of shape {expected}.")
+                planes = split_planes(residual[rows_used], info.residual_encoding, info.residual_bits)
+                words.append(split_words(place_channels(planes), self.spec.lanes))
         except BitwrightError as error:
             raise BitwrightError(f"Layer {info.name!r}: {error}") from error
-        placed = place_channels(planes, self.spec.lanes, info.input_channels_per_word)
-        memory = np.zeros((len(planes), layer.row_tiles * rows, layer.window_words, self.spec.lanes), bool)
-        memory[:, : len(ordered)] = placed.reshape(len(planes), len(ordered), layer.window_words, -1)
-        memory = memory.reshape(len(planes), layer.row_tiles, rows, *memory.shape[2:]).transpose(2, 1, 0, 3, 4)
+        # Planes and words of a tile side by side: those of the input, then those of the residual.
+        tile = np.concatenate([part_words.transpose(1, 0, 2, 3).reshape(len(rows_used), -1, self.spec.lanes)
+                               for part_words in words], axis=1)  # fmt: skip
+        memory = np.zeros((len(part.tiles) * rows, *tile.shape[1:]), bool)
+        memory[: len(tile)] = tile
+        memory = memory.reshape(len(part.tiles), rows, *tile.shape[1:]).transpose(1, 0, 2, 3)
         return pack_words(memory.reshape(rows, -1, self.spec.lanes))
 
     def _threshold_entries(
-        self, info: LayerInfo, layer: Descriptor, values: npt.NDArray[np.int64], flags: npt.NDArray[np.uint8]
+        self, info: LayerInfo, part: Part, values: npt.NDArray[np.int64], flags: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.uint32]:
-        """Entries of one layer's thresholds, shape (rows, row tiles × (2**planes - 1))."""
-        levels = (1 << layer.output_planes) - 1
-        if values.shape != (layer.channels, levels) or flags.shape != values.shape:
+        """Entries of one part's thresholds, shape (rows, row tiles × (2**planes - 1))."""
+        levels = (1 << info.output_planes) - 1
+        channels, rows = info.conv_shape[0], self.spec.rows
+        if values.shape != (channels, levels) or flags.shape != values.shape:
             raise BitwrightError(
                 f"Layer {info.name!r} has thresholds of shape {values.shape} with flags of shape {flags.shape}, "
-                f"expected {(layer.channels, levels)} for both."
+                f"expected {(channels, levels)} for both."
             )
         never = encode_threshold(self.spec.derived.accumulator_range[0], THRESHOLD_NEGATE, self.spec)
-        entries = np.full((layer.row_tiles * self.spec.rows, levels), never, np.uint32)
-        entries[: layer.channels] = [
-            [encode_threshold(value, flag, self.spec) for value, flag in zip(*pair, strict=True)]
-            for pair in zip(values.tolist(), flags.tolist(), strict=True)
-        ]
-        tiles = entries.reshape(layer.row_tiles, self.spec.rows, levels)
-        return tiles.transpose(1, 0, 2).reshape(self.spec.rows, -1)
+        mask, width = (1 << self.spec.accumulator_width) - 1, self.spec.accumulator_width
+        entries = np.full((-(-channels // rows) * rows, levels), never, np.uint32)
+        entries[:channels] = (values & mask) | flags.astype(np.int64) << width
+        tiles = entries.reshape(-1, rows, levels)[part.tiles.start : part.tiles.stop]
+        return tiles.transpose(1, 0, 2).reshape(rows, -1)
+
+    def _coefficient_entries(
+        self, info: LayerInfo, part: Part, layer: Descriptor, values: npt.NDArray[np.integer[Any]]
+    ) -> npt.NDArray[np.int32]:
+        """Entries of one part's coefficients, shape (rows, row tiles × passes)."""
+        channels, rows = info.conv_shape[0], self.spec.rows
+        expected = (channels, info.weight_planes, info.input_planes)
+        if values.shape != expected:
+            raise BitwrightError(f"Layer {info.name!r} has coefficients of shape {values.shape}, expected {expected}.")
+        half = 1 << (self.spec.coefficient_bits - 1)
+        if values.size and not (-half <= values.min() and values.max() < half):
+            raise BitwrightError(
+                f"Layer {info.name!r} has coefficients from {values.min()} to {values.max()}, this array takes "
+                f"{-half} to {half - 1} (coefficient_bits)."
+            )
+        entries = np.zeros((-(-channels // rows) * rows, len(layer.passes)), np.int32)
+        # Weight planes outside, activation planes inside: the order of `schedule_passes`.
+        entries[:channels] = values.reshape(channels, -1)
+        tiles = entries.reshape(-1, rows, len(layer.passes))[part.tiles.start : part.tiles.stop]
+        return tiles.transpose(1, 0, 2).reshape(rows, -1)
 
 
 def plan(shapes: Sequence[LayerShape], spec: ArraySpec, *, input_bits: int, batch: int = 1) -> Plan:
@@ -222,8 +380,12 @@ def plan(shapes: Sequence[LayerShape], spec: ArraySpec, *, input_bits: int, batc
     """
     if not shapes:
         raise BitwrightError("The network has no layers, expected at least one convolution or linear layer.")
-    for shape in shapes:
+    names = [shape.name for shape in shapes]
+    for index, shape in enumerate(shapes):
         _check_shape(shape, spec, last=shape is shapes[-1])
+        for source in (shape.source, shape.residual.source if shape.residual else None):
+            if source is not None and source not in names[:index]:
+                raise BitwrightError(f"Layer {shape.name!r} reads {source!r}, expected a layer before it.")
     if not 1 <= input_bits <= spec.activation_planes_max:
         raise BitwrightError(
             f"The image has {input_bits} bits, this array takes 1 to {spec.activation_planes_max} "
@@ -231,7 +393,7 @@ def plan(shapes: Sequence[LayerShape], spec: ArraySpec, *, input_bits: int, batc
         )
     if batch < 1:
         raise BitwrightError(f"The batch is {batch}, expected at least 1 image.")
-    window = _window(shapes[0], spec)
+    window = _window(shapes, spec)
     if window is None or shapes[0].kind == "linear":
         return _Planner(shapes, spec, input_bits, batch, window).plan()
     try:
@@ -249,16 +411,38 @@ def _check_shape(shape: LayerShape, spec: ArraySpec, *, last: bool) -> None:
         refuse("is raw" if not last else "has output codes", "expected raw results of the last layer and only there")
     if last and shape.pool != (1, 1):
         refuse("pools its raw results", "expected an activation before the pooling, or no pooling")
-    planes = len(weight_planes(shape.weight_encoding, shape.weight_bits))
-    if not 1 <= planes <= spec.weight_planes_max:
-        refuse(f"has {planes}-bit weights", f"this array takes 1 to {spec.weight_planes_max} (weight_planes_max)")
+    coefficients = has_coefficients(shape.weight_encoding)
+    if coefficients and not spec.coefficient_bits:
+        refuse(f"has weights of encoding {shape.weight_encoding}", "this array has no multipliers (coefficient_bits 0)")
+    if coefficients and shape.groups > 1 and has_offset(shape.weight_encoding):
+        refuse("is a grouped convolution of ±1 basis weights", "expected the basis encoding, or no groups")
+    if shape.residual is not None:
+        if not spec.residual:
+            refuse("adds a residual", "this array was built without (residual false)")
+        if shape.pool != (1, 1) or shape.kind == "linear":
+            refuse("pools or is linear, and adds a residual", "expected a convolution without pooling")
+        if has_offset(shape.residual.weight_encoding) or coefficients:
+            refuse("adds a residual", "expected weights without an offset for it, and no basis weights")
+    planes = [(len(weight_planes(*shape.stored_encoding)), "weights")]
+    if shape.residual is not None:
+        residual = weight_planes(shape.residual.weight_encoding, shape.residual.weight_bits)
+        planes.append((len(residual), "weights for its residual"))
+    for count, what in planes:
+        if not 1 <= count <= spec.weight_planes_max:
+            refuse(f"has {count}-bit {what}", f"this array takes 1 to {spec.weight_planes_max} (weight_planes_max)")
     if shape.output_planes is not None and not 1 <= shape.output_planes <= spec.activation_planes_max:
         refuse(
             f"has {shape.output_planes}-bit outputs",
             f"this array takes 1 to {spec.activation_planes_max} (activation_planes_max)",
         )
-    if shape.dilation[0] != shape.dilation[1]:
-        refuse(f"has dilation {shape.dilation}", "the array takes the same in both directions")
+    if shape.code_table is not None:
+        if not spec.coefficient_bits or (shape.output_planes or 99) > CODE_TABLE_PLANES:
+            refuse(
+                f"has a code table for {shape.output_planes} planes",
+                f"expected an array with coefficients, and at most {CODE_TABLE_PLANES} planes",
+            )
+        if sorted(shape.code_table) != list(range(1 << (shape.output_planes or 0))):
+            refuse(f"has the code table {shape.code_table}", "expected each code once")
     tiles = -(-shape.out_channels // spec.rows)
     if tiles > spec.row_tiles_max:
         refuse(
@@ -267,15 +451,52 @@ def _check_shape(shape: LayerShape, spec: ArraySpec, *, last: bool) -> None:
         )
 
 
-def _window(first: LayerShape, spec: ArraySpec) -> tuple[int, int, int, int, int, int] | None:
+def _window(shapes: Sequence[LayerShape], spec: ArraySpec) -> tuple[int, int, int, int, int, int] | None:
     """Window that the host packs for the first layer, if that saves words; a linear layer is a window of everything."""
+    first = shapes[0]
     channels, height, width = first.in_shape
     if first.kind == "linear":
         return height, width, 1, 1, 0, 0
     taps = first.kernel[0] * first.kernel[1]
-    if first.dilation == (1, 1) and -(-channels * taps // spec.lanes) < taps * -(-channels // spec.lanes):
+    packed, loose = (-(-granules // spec.derived.granules) for granules in (granules_of(channels * taps),
+                                                                            granules_of(channels) * taps))  # fmt: skip
+    if first.dilation == (1, 1) and first.groups == 1 and packed < loose:
         return *first.kernel, *first.stride, *first.padding
     return None
+
+
+@dataclass
+class _Region:
+    """Activations in memory: planes of images of pixels of granules, from a whole word on."""
+
+    base: int
+    height: int
+    width: int
+    channels: int
+    planes: int
+    images: int
+    spec: ArraySpec
+
+    @property
+    def pixel(self) -> int:
+        """Granules of a pixel."""
+        return granules_of(self.channels)
+
+    @property
+    def plane_stride(self) -> int:
+        """Granules from plane to plane: planes that are written at once lie in different banks."""
+        size = self.images * self.height * self.width * self.pixel
+        return size + (self.spec.derived.plane_skew - size) % self.spec.derived.granules
+
+    @property
+    def top_plane(self) -> int:
+        """Position of the most significant plane."""
+        return self.base + (self.planes - 1) * self.plane_stride
+
+    @property
+    def words(self) -> int:
+        size = (self.planes - 1) * self.plane_stride + self.images * self.height * self.width * self.pixel
+        return -(-size // self.spec.derived.granules)
 
 
 @dataclass
@@ -289,6 +510,7 @@ class _Planner:
     window: tuple[int, int, int, int, int, int] | None
     weight_words: int = field(default=0, init=False)
     threshold_entries: int = field(default=0, init=False)
+    coefficient_entries: int = field(default=0, init=False)
     descriptor_words: int = field(default=0, init=False)
 
     def plan(self) -> Plan:
@@ -303,41 +525,145 @@ class _Planner:
             window=self.window,
         )
         rows, columns, stored = image.stored_shape
-        region = _Region(0, rows, columns, -(-stored // self.spec.lanes), self.input_bits, self.batch)
-        image = InputSpec(**{**vars(image), "plane_stride": region.plane_words})
+        regions = [_Region(0, rows, columns, stored, self.input_bits, self.batch, self.spec)]
+        image = replace(image, plane_stride=regions[0].plane_stride)
+        numbers = {shape.name: index for index, shape in enumerate(self.shapes)}
+        # Region 0 is the image, region n + 1 the output of layer n; sources are counted so here.
+        sources = [1 + numbers[shape.source] if shape.source else index for index, shape in enumerate(self.shapes)]
+        residuals = [1 + numbers[shape.residual.source] if shape.residual else None for shape in self.shapes]
+        last_use = dict(enumerate(range(-1, len(self.shapes))))
+        for index, used in enumerate(zip(sources, residuals, strict=True)):
+            last_use.update({source: index for source in used if source is not None})
+        streamed = self._streamed()
         layers: list[LayerInfo] = []
+        parts: list[Part] = []
         descriptors: list[Descriptor] = []
         for index, shape in enumerate(self.shapes):
-            target = self._output_region(shape, region, high=index % 2 == 0)
-            packed = index == 0 and self.window is not None
-            descriptor = self._descriptor(shape, region, target, packed=packed)
-            layers.append(self._info(shape, region.planes, first=index == 0))
-            descriptors.append(descriptor)
-            region = target
+            live = [regions[number] for number in range(len(regions)) if last_use[number] >= index]
+            source, residual = regions[sources[index]], residuals[index]
+            regions.append(self._output_region(shape, live, high=index % 2 == 0))
+            self._check_source(shape, source, regions[residual] if residual is not None else None)
+            layers.append(self._info(shape, source, sources[index] - 1, residual, regions))
+            for part in self._parts(index, shape, source, streamed=streamed):
+                operands = (source, regions[residual] if residual is not None else None, regions[-1])
+                base = len(descriptors) % 2 * (self.spec.weight_depth // 2) if streamed else None
+                descriptors.append(self._descriptor(part, *operands, stream_base=base))
+                parts.append(part)
+        descriptors[-1] = replace(
+            descriptors[-1], fields={**descriptors[-1].fields, "flags": descriptors[-1].flags | FLAG_LAST}
+        )
         return Plan(
             self.spec,
             self.batch,
             image,
             tuple(layers),
             tuple(descriptors),
+            tuple(parts),
             self.weight_words,
             self.threshold_entries,
+            self.coefficient_entries,
         )
 
-    def _output_region(self, shape: LayerShape, source: "_Region", *, high: bool) -> "_Region":
-        """Place a layer's output at the end of the memory that its input does not touch."""
+    def _tile_words(self, index: int, granules: int) -> tuple[int, int]:
+        """Words of a window plane, of so many granules, and weight words of a row tile."""
+        shape = self.shapes[index]
+        words = -(-granules // self.spec.derived.granules)
+        total = len(weight_planes(*shape.stored_encoding)) * words
+        if shape.residual is not None:
+            planes = weight_planes(shape.residual.weight_encoding, shape.residual.weight_bits)
+            total += len(planes) * -(-granules_of(shape.residual.channels) // self.spec.derived.granules)
+        return words, total
+
+    def _streamed(self) -> bool:
+        """Whether weights are streamed in: where the array can, and they do not all fit."""
+        if not self.spec.weight_stream:
+            return False
+        words = 0
+        for index, shape in enumerate(self.shapes):
+            granules = self._window_granules(index, range(self._pixel_granules(index)))
+            words += -(-shape.out_channels // self.spec.rows) * self._tile_words(index, granules)[1]
+        return words > self.spec.weight_depth
+
+    def _plain(self, index: int) -> bool:
+        """Whether a window is one run of a whole image: linear, or packed by the host."""
+        return self.shapes[index].kind == "linear" or (index == 0 and self.window is not None)
+
+    def _pixel_granules(self, index: int) -> int:
+        shape = self.shapes[index]
+        channels, height, width = shape.in_shape
+        if index == 0 and self.window is not None:
+            return granules_of(channels * self.window[0] * self.window[1])
+        return granules_of(channels) * (height * width if shape.kind == "linear" else 1)
+
+    def _window_granules(self, index: int, granules: range) -> int:
+        taps = 1 if self._plain(index) else self.shapes[index].kernel[0] * self.shapes[index].kernel[1]
+        return taps * len(granules)
+
+    def _parts(self, index: int, shape: LayerShape, source: _Region, *, streamed: bool) -> list[Part]:
+        """Split a layer: into groups of channels, and into row tiles whose weights fit half the memory."""
+        rows = self.spec.rows
+        tiles = -(-shape.out_channels // rows)
+        in_group, out_group = shape.in_shape[0] // shape.groups, shape.out_channels // shape.groups
+        parts: list[Part] = []
+        for tile in range(tiles):
+            granules = range(self._pixel_granules(index))
+            if shape.groups > 1:
+                last = min((tile + 1) * rows, shape.out_channels) - 1
+                first_group, last_group = tile * rows // out_group, last // out_group
+                granules = range(first_group * in_group // GRANULE, granules_of((last_group + 1) * in_group))
+            _, words = self._tile_words(index, self._window_granules(index, granules))
+            room = self.spec.weight_depth // 2 // words if streamed else tiles
+            if not room:
+                raise BitwrightError(
+                    f"Layer {shape.name!r} needs {words} words of weights for a row tile, half of this array's "
+                    f"{self.spec.weight_depth} (weight_depth) are for one; choose fewer bits or a larger array."
+                )
+            if parts and parts[-1].granules == granules and len(parts[-1].tiles) < room:
+                parts[-1] = Part(index, range(parts[-1].tiles.start, tile + 1), granules)
+            else:
+                parts.append(Part(index, range(tile, tile + 1), granules))
+        return parts
+
+    def _output_region(self, shape: LayerShape, live: Sequence[_Region], *, high: bool) -> _Region:
+        """Place a layer's output where nothing lies that is still needed, at alternating ends."""
         channels, height, width = shape.out_shape
+        depth, granules = self.spec.activation_depth, self.spec.derived.granules
+        used = sum(region.words for region in live)
         if shape.output_planes is None:
             self._need(shape, "results", self.batch * channels * height * width, 0, "result_depth")
-            self._need(shape, "words of activations for its input", source.words, 0, "activation_depth")
-            return _Region(0, height, width, channels, 1, self.batch)
-        words = -(-channels // self.spec.derived.channels_per_word)
-        target = _Region(0, height, width, words, shape.output_planes, self.batch)
-        what = f"words of activations for its input and output ({source.words} and {target.words})"
-        self._need(shape, what, source.words + target.words, 0, "activation_depth")
-        if high:
-            target.base = self.spec.activation_depth - target.words
+            self._need(shape, "words of activations for its input", used, 0, "activation_depth")
+            return _Region(0, height, width, channels, 1, self.batch, self.spec)
+        target = _Region(0, height, width, channels, shape.output_planes, self.batch, self.spec)
+        what = f"words of activations for what it reads and keeps, and for its output ({used} and {target.words})"
+        self._need(shape, what, used + target.words, 0, "activation_depth")
+        spans = sorted((region.base // granules, region.base // granules + region.words) for region in live)
+        edges = [0, *(edge for span in spans for edge in span), depth]
+        gaps = [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if end - start >= target.words]
+        if not gaps:
+            raise BitwrightError(
+                f"Layer {shape.name!r} needs {target.words} words of activations side by side for its output; "
+                f"{depth - used} of this array's {depth} (activation_depth) are free, but not in one piece."
+            )
+        start = gaps[-1][1] - target.words if high else gaps[0][0]
+        target.base = start * granules
         return target
+
+    def _check_source(self, shape: LayerShape, source: _Region, residual: _Region | None) -> None:
+        """Refuse shapes that do not fit what they read."""
+        if shape is not self.shapes[0]:
+            found = (source.channels, source.height, source.width)
+            if found != shape.in_shape:
+                raise BitwrightError(f"Layer {shape.name!r} reads {shape.in_shape}, its source has {found}.")
+        if residual is not None and shape.residual is not None:
+            channels, height, width = shape.out_shape
+            expected = tuple(-(-size // step) for size, step in
+                             zip((residual.height, residual.width), shape.residual.stride, strict=True))  # fmt: skip
+            if residual.channels != shape.residual.channels or expected != (height, width):
+                raise BitwrightError(
+                    f"Layer {shape.name!r} of {channels} × {height} × {width} adds a residual of "
+                    f"{residual.channels} × {residual.height} × {residual.width} at stride {shape.residual.stride}, "
+                    f"expected {shape.residual.channels} channels and as many pixels."
+                )
 
     def _need(self, shape: LayerShape, what: str, words: int, used: int, depth: str) -> None:
         """Refuse a layer that needs more of a memory than there is."""
@@ -351,86 +677,152 @@ class _Planner:
                 f"Layer {shape.name!r} needs {words} {what}{before}, this array has {held} ({depth}); choose {remedy}."
             )
 
-    def _descriptor(self, shape: LayerShape, source: "_Region", target: "_Region", *, packed: bool) -> Descriptor:
-        spec = self.spec
+    def _descriptor(
+        self, part: Part, source: _Region, residual: _Region | None, target: _Region, *, stream_base: int | None
+    ) -> Descriptor:
+        spec, shape = self.spec, self.shapes[part.layer]
+        rows, tiles = spec.rows, len(part.tiles)
         raw = shape.output_planes is None
-        flags = FLAG_LAST | FLAG_RAW if raw else 0
-        flags |= FLAG_OFFSET if has_offset(shape.weight_encoding) else 0
-        height, width, words = source.height, source.width, source.pixel_words
+        flags = (FLAG_RAW if raw else 0) | (FLAG_TABLE if shape.code_table else 0)
+        flags |= FLAG_OFFSET if has_offset(shape.stored_encoding[0]) else 0
+        flags |= FLAG_COEFFICIENTS if has_coefficients(shape.weight_encoding) else 0
+        plain = self._plain(part.layer)
+        height, width, pixel = source.height, source.width, source.pixel
         if shape.kind == "linear":
-            # All pixels of an image lie side by side: one pixel of all their words.
-            height, width, words = 1, 1, height * width * words
+            # All pixels of an image lie side by side: one pixel of all their granules.
+            height, width, pixel = 1, 1, height * width * pixel
         # Packed windows have done the convolution's walk: a 1×1 kernel over them is left.
-        plain = packed or shape.kind == "linear"
         kernel = (1, 1) if plain else shape.kernel
         stride = (1, 1) if plain else shape.stride
         pad_y, pad_x = (0, 0) if plain else shape.padding
-        dilation = 1 if plain else shape.dilation[0]
-        window_words = kernel[0] * kernel[1] * words
-        tiles = -(-shape.out_channels // spec.rows)
-        planes = weight_planes(shape.weight_encoding, shape.weight_bits)
-        passes = schedule_passes(planes, source.planes, window_words)
+        dilation = (1, 1) if plain else shape.dilation
+        whole = len(part.granules) == pixel and dilation[1] == 1
+        runs, run = (1, kernel[1] * pixel) if whole else (kernel[1], len(part.granules))
+        row, offset = width * pixel, part.granules.start
+        words, tile_words = self._tile_words(part.layer, kernel[0] * runs * run)
+        planes = weight_planes(*shape.stored_encoding)
+        operands = [WeightPlanes(planes, 0, words, source.planes)]
+        residual_fields = dict.fromkeys(
+            ("residual_base", "residual_image_step", "residual_y_step", "residual_x_step", "residual_plane_stride"), 0
+        ) | {"residual_planes": 0, "residual_granules": 1, "residual_length": 0}
+        if residual is not None and shape.residual is not None:
+            operands.append(
+                WeightPlanes(
+                    weight_planes(shape.residual.weight_encoding, shape.residual.weight_bits),
+                    len(planes) * words,
+                    -(-residual.pixel // spec.derived.granules),
+                    residual.planes,
+                    source.planes,
+                    source.planes * words,
+                    shape.residual.shift,
+                )
+            )
+            residual_fields = {
+                "residual_base": residual.top_plane,
+                "residual_image_step": residual.height * residual.width * residual.pixel,
+                "residual_y_step": shape.residual.stride[0] * residual.width * residual.pixel,
+                "residual_x_step": shape.residual.stride[1] * residual.pixel,
+                "residual_plane_stride": -residual.plane_stride & 0xFFFFFFFF,
+                "residual_planes": residual.planes,
+                "residual_granules": residual.pixel,
+                "residual_length": -(-residual.pixel // spec.derived.granules),
+            }
+        passes = schedule_passes(operands, horner=not flags & FLAG_COEFFICIENTS)
         levels = 0 if raw else (1 << target.planes) - 1
-        tile_words = len(planes) * window_words
         out_y, out_x = stride[0] * shape.pool_stride[0], stride[1] * shape.pool_stride[1]
+        first_channel = part.tiles.start * rows
         steps = {
-            "input_plane_stride": source.plane_words,
-            "tap_y_stride": dilation * width * words,
-            "tap_x_stride": dilation * words,
-            "start_address": source.base - (pad_y * width + pad_x) * words,
-            "image_address_step": height * width * words,
-            "output_y_address_step": out_y * width * words,
-            "output_x_address_step": out_x * words,
-            "pool_y_address_step": stride[0] * width * words,
-            "pool_x_address_step": stride[1] * words,
-            "weight_base": self.weight_words,
-            "weight_tile_stride": tile_words,
-            "threshold_base": self.threshold_entries - 1,
-            "output_base": target.base,
-            "output_plane_stride": target.plane_words,
-            "output_words": target.pixel_words,
+            # Planes are loaded from the most significant down.
+            "start_position": source.top_plane - pad_y * row - pad_x * pixel + offset,
+            "image_step": height * row,
+            "output_y_step": out_y * row,
+            "output_x_step": out_x * pixel,
+            "pool_y_step": stride[0] * row,
+            "pool_x_step": stride[1] * pixel,
+            "tap_y_step": dilation[0] * row,
+            "tap_x_step": dilation[1] * pixel,
+            "input_plane_stride": -source.plane_stride,
+            "output_base": first_channel if raw else target.base + first_channel // GRANULE,
+            "output_plane_stride": target.plane_stride,
         }
+        table = [
+            sum((code >> plane & 1) << rank for rank, code in enumerate(shape.code_table or ()))
+            for plane in range(CODE_TABLE_PLANES)
+        ]
         fields = {
             "flags": flags,
             "passes": len(passes),
             "activation_planes": source.planes,
             "row_tiles": tiles,
             "input_height": height,
-            "input_width": width,
-            "input_words": words,
+            "input_width": row,
             "kernel_height": kernel[0],
-            "kernel_width": kernel[1],
-            "dilation": dilation,
+            "kernel_width": runs,
+            "run_granules": run,
+            "window_length": words,
+            "tap_y_rows": dilation[0],
             "images": self.batch,
             "output_height": target.height,
             "output_width": target.width,
             "pool_height": shape.pool[0],
             "pool_width": shape.pool[1],
             "start_y": -pad_y,
-            "start_x": -pad_x,
-            "output_y_step": out_y,
-            "output_x_step": out_x,
-            "pool_y_step": stride[0],
-            "pool_x_step": stride[1],
+            "start_x": offset - pad_x * pixel,
+            "output_y_rows": out_y,
+            "pool_y_rows": stride[0],
+            "weight_base": self.weight_words if stream_base is None else stream_base,
+            "weight_tile_stride": tile_words,
+            "stream_words": 0 if stream_base is None else tiles * tile_words,
+            "threshold_base": (self.threshold_entries - 1) & 0xFFFF,
+            "coefficient_base": self.coefficient_entries,
             "output_planes": target.planes,
-            "channels": shape.out_channels,
-            # The hardware keeps the low bits of every address.
-            **{name: value & 0xFFFF for name, value in steps.items()},
+            "output_granules": target.channels if raw else target.pixel,
+            "channels": min(shape.out_channels - first_channel, tiles * rows),
+            **{f"code_table_{plane}": bits for plane, bits in enumerate(table)},
+            **residual_fields,
+            **{name: value & 0xFFFFFFFF for name, value in steps.items()},
         }
+        fields["chunk_granules"] = self._chunk(fields)
         descriptor = Descriptor(fields=fields, passes=tuple(passes))
         try:
             descriptor.encode(spec)
         except BitwrightError as error:
             raise BitwrightError(f"Layer {shape.name!r}: {error}") from error
-        self._need(shape, "words of weights", tiles * tile_words, self.weight_words, "weight_depth")
+        resident = 0 if stream_base is not None else tiles * tile_words
+        self._need(shape, "words of weights", resident, self.weight_words, "weight_depth")
         self._need(shape, "thresholds", tiles * levels, self.threshold_entries, "threshold_depth")
         self._need(shape, "descriptor words", descriptor.words, self.descriptor_words, "descriptor_depth")
-        self.weight_words += tiles * tile_words
+        if flags & FLAG_COEFFICIENTS:
+            entries = tiles * len(passes)
+            self._need(shape, "coefficients", entries, self.coefficient_entries, "coefficient_depth")
+            self.coefficient_entries += entries
+        self.weight_words += resident
         self.threshold_entries += tiles * levels
         self.descriptor_words += descriptor.words
         return descriptor
 
-    def _info(self, shape: LayerShape, input_planes: int, *, first: bool) -> LayerInfo:
+    def _chunk(self, fields: Mapping[str, int]) -> int:
+        """Granules that one read delivers: a whole word if every run starts at a bank."""
+        starts = ["start_position", "input_plane_stride"] if fields["activation_planes"] > 1 else ["start_position"]
+        for count, steps in (
+            ("images", ("image_step", "residual_image_step")),
+            ("output_height", ("output_y_step", "residual_y_step")),
+            ("output_width", ("output_x_step", "residual_x_step")),
+            ("pool_height", ("pool_y_step",)),
+            ("pool_width", ("pool_x_step",)),
+            ("kernel_height", ("tap_y_step",)),
+            ("kernel_width", ("tap_x_step",)),
+        ):
+            starts += steps if fields[count] > 1 else ()
+        starts += ["residual_base", "residual_plane_stride"]
+        aligned = all(fields[name] % (BANK // GRANULE) == 0 for name in starts)
+        return self.spec.derived.granules if aligned else self.spec.derived.chunk_unaligned
+
+    def _info(
+        self, shape: LayerShape, source: _Region, number: int, residual: int | None, regions: Sequence[_Region]
+    ) -> LayerInfo:
+        encoding, bits = shape.stored_encoding
+        addend = shape.residual
         return LayerInfo(
             name=shape.name,
             kind=shape.kind,
@@ -441,31 +833,17 @@ class _Planner:
             stride=shape.stride,
             padding=shape.padding,
             dilation=shape.dilation,
+            groups=shape.groups,
             pool=shape.pool,
             pool_stride=shape.pool_stride,
             weight_encoding=shape.weight_encoding,
-            weight_bits=len(weight_planes(shape.weight_encoding, shape.weight_bits)),
-            input_planes=input_planes,
+            stored_encoding=encoding,
+            weight_bits=len(weight_planes(encoding, bits)),
+            input_planes=source.planes,
             output_planes=shape.output_planes or 0,
-            input_channels_per_word=self.spec.lanes if first else self.spec.derived.channels_per_word,
+            source=number,
+            residual_source=None if residual is None else residual - 1,
+            residual_encoding=addend.weight_encoding if addend else "signed",
+            residual_bits=len(weight_planes(addend.weight_encoding, addend.weight_bits)) if addend else 0,
+            residual_planes=0 if residual is None else regions[residual].planes,
         )
-
-
-@dataclass
-class _Region:
-    """Activations in memory: planes of images of pixels of words."""
-
-    base: int
-    height: int
-    width: int
-    pixel_words: int
-    planes: int
-    images: int
-
-    @property
-    def plane_words(self) -> int:
-        return self.images * self.height * self.width * self.pixel_words
-
-    @property
-    def words(self) -> int:
-        return self.planes * self.plane_words

@@ -17,15 +17,18 @@ from safetensors.numpy import save
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.files import replacing
 from bitwright.hw.isa import (
+    GRANULE,
     VERSION,
     ArraySpec,
     Descriptor,
     Encoding,
     Region,
     decode_descriptors,
+    granules_of,
     pack_words,
     place_channels,
     split_planes,
+    split_words,
 )
 
 FORMAT = "bitwright-program"
@@ -43,7 +46,7 @@ class InputSpec:
     bits
         Planes of a code, 1..8: ``code = round(pixel * (2**bits - 1) / 255)`` for ``uint8`` pixels; never a tie.
     base, plane_stride
-        Address of the first word of plane 0, and from plane to plane.
+        Position of the first granule, of a whole word, and granules from plane to plane.
     window
         None, or (kernel height, kernel width, stride y, stride x, padding y, padding x): the host stores a whole window
         of the first layer, in the order row, column, channel, as the channels of one pixel. Few channels then do not
@@ -128,12 +131,20 @@ class LayerInfo:
         (vertical, horizontal) of the convolution; a linear layer has a kernel of 1×1.
     pool, pool_stride
         (vertical, horizontal); 1 without pooling.
-    weight_encoding, weight_bits
-        Encoding of the weights and its planes.
+    groups
+        Groups of channels that the convolution keeps apart.
+    weight_encoding
+        Encoding of the weights in the network.
+    stored_encoding, weight_bits
+        Encoding of the weights in memory, and its planes: another one for grouped convolutions of weights with offsets.
     input_planes, output_planes
         Planes of the input and output codes; the output of the last layer is raw accumulators: 0.
-    input_channels_per_word
-        Lanes used in a full word of the input.
+    source
+        Number of the layer whose output it reads, -1 for the image.
+    residual_source
+        Number of the layer whose output it adds, or None.
+    residual_encoding, residual_bits, residual_planes
+        Encoding of the addend's weights, its planes, and planes of the addend; 0 planes without one.
     """
 
     name: str
@@ -145,24 +156,31 @@ class LayerInfo:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    groups: int
     pool: tuple[int, int]
     pool_stride: tuple[int, int]
     weight_encoding: Encoding
+    stored_encoding: Encoding
     weight_bits: int
     input_planes: int
     output_planes: int
-    input_channels_per_word: int
+    source: int
+    residual_source: int | None
+    residual_encoding: Encoding
+    residual_bits: int
+    residual_planes: int
 
     @property
     def weight_planes(self) -> int:
-        """Planes of a weight: every encoding so far has one a bit."""
+        """Planes of a weight: every encoding has one a bit."""
         return self.weight_bits
 
     @property
     def fan_in(self) -> int:
         """Weights of one output channel."""
         channels, height, width = self.in_shape
-        return channels * (height * width if self.kind == "linear" else self.kernel[0] * self.kernel[1])
+        taps = height * width if self.kind == "linear" else self.kernel[0] * self.kernel[1]
+        return channels // self.groups * taps
 
     @property
     def macs(self) -> int:
@@ -184,13 +202,20 @@ class Program:
     input
         How images get into activation memory.
     layers
-        One entry a layer, in the order of the descriptors.
+        One entry a layer.
+    parts
+        For each descriptor the number of the layer that it computes, wholly or some of its row tiles; it rises.
     descriptors
         Descriptor memory, ``uint32``, shape (words,).
     weights
         Weight memories, ``uint8``, shape (rows, words, lanes / 8).
+    stream
+        Weights that are streamed in during each run, ``uint32``, shape (beats,): for each descriptor with
+        ``stream_words``, for each row, the words, lowest 32 bits first.
     thresholds
         Threshold memories, ``uint32`` entries of :func:`bitwright.hw.isa.encode_threshold`, shape (rows, entries).
+    coefficients
+        Coefficient memories, ``int32``, shape (rows, entries); no entries where no layer has coefficients.
     output_scale, output_offset
         ``float64``, shape (classes,): ``logits = accumulators * output_scale + output_offset``.
     meta
@@ -201,9 +226,12 @@ class Program:
     batch: int
     input: InputSpec
     layers: tuple[LayerInfo, ...]
+    parts: tuple[int, ...]
     descriptors: npt.NDArray[np.uint32]
     weights: npt.NDArray[np.uint8]
+    stream: npt.NDArray[np.uint32]
     thresholds: npt.NDArray[np.uint32]
+    coefficients: npt.NDArray[np.int32]
     output_scale: npt.NDArray[np.float64]
     output_offset: npt.NDArray[np.float64]
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -213,29 +241,42 @@ class Program:
             raise BitwrightError(f"Program's batch is {self.batch!r}, expected at least 1 image.")
         self._check_memories()
         parsed = self.parsed
-        if len(parsed) != len(self.layers):
+        if len(parsed) != len(self.parts) or sorted({*self.parts}) != list(range(len(self.layers))):
             raise BitwrightError(
-                f"Program has {len(parsed)} descriptors for {len(self.layers)} layers; it is corrupt, compile it again."
+                f"Program has {len(parsed)} descriptors, which compute layers {self.parts} of {len(self.layers)}; "
+                "it is corrupt, compile it again."
             )
+        if list(self.parts) != sorted(self.parts):
+            raise BitwrightError("Program does not compute its layers in order; it is corrupt, compile it again.")
         if (used := sum(layer.words for layer in parsed)) != len(self.descriptors):
             raise BitwrightError(
                 f"Program has {len(self.descriptors)} descriptor words, its last layer ends after {used}; "
                 "compile it again."
             )
-        for info, layer in zip(self.layers, parsed, strict=True):
+        for number, layer in zip(self.parts, parsed, strict=True):
             if layer.images != self.batch:
                 raise BitwrightError(
-                    f"Layer {info.name!r} runs {layer.images} images, the Program says {self.batch}; compile it again."
+                    f"Layer {self.layers[number].name!r} runs {layer.images} images, the Program says {self.batch}; "
+                    "compile it again."
                 )
-        if not parsed[-1].raw or len(self.output_scale) != parsed[-1].channels:
+        last = [layer for number, layer in zip(self.parts, parsed, strict=True) if number == self.parts[-1]]
+        classes = sum(layer.channels for layer in last)
+        if not all(layer.raw for layer in last) or len(self.output_scale) != classes:
             raise BitwrightError("Program does not end in a layer with one raw result a class; compile it again.")
+        beats = sum(layer.stream_words for layer in parsed) * self.spec.rows * self.spec.derived.chunks
+        if len(self.stream) != beats:
+            raise BitwrightError(
+                f"Program streams {len(self.stream)} beats of weights, its descriptors take {beats}; compile it again."
+            )
 
     def _check_memories(self) -> None:
         spec = self.spec
         shapes: dict[str, tuple[Any, tuple[int | None, ...], int]] = {
             "descriptors": (np.uint32, (None,), spec.descriptor_depth),
             "weights": (np.uint8, (spec.rows, None, spec.lanes // 8), spec.weight_depth),
+            "stream": (np.uint32, (None,), 1 << 31),
             "thresholds": (np.uint32, (spec.rows, None), spec.threshold_depth),
+            "coefficients": (np.int32, (spec.rows, None), spec.coefficient_depth if spec.coefficient_bits else 0),
             "output_scale": (np.float64, (None,), spec.result_depth),
             "output_offset": (np.float64, (len(self.output_scale),), spec.result_depth),
         }
@@ -258,16 +299,23 @@ class Program:
                 "it is corrupt, compile it again."
             )
         height, width, channels = self.input.stored_shape
-        size = self.batch * height * width * -(-channels // spec.lanes)
+        size = self.batch * height * width * granules_of(channels)
         if not 1 <= self.input.bits <= spec.activation_planes_max or min(height, width, channels) < 1:
             raise BitwrightError(
                 f"Program's input has {self.input.bits} bits and stores {height}×{width} pixels of {channels} "
                 f"channels, this array takes 1 to {spec.activation_planes_max} bits and at least one of each."
             )
         end = self.input.base + (self.input.bits - 1) * self.input.plane_stride + size
-        if self.input.base < 0 or self.input.plane_stride < 0 or end > spec.activation_depth:
+        granules = spec.derived.granules
+        if self.input.base < 0 or self.input.base % granules or self.input.plane_stride < size:
             raise BitwrightError(
-                f"Program's input ends at word {end} of activation memory, this array holds {spec.activation_depth}."
+                f"Program's input starts at granule {self.input.base} in planes of {self.input.plane_stride}, "
+                f"expected the start of a word and at least {size}; compile it again."
+            )
+        if end > spec.activation_depth * granules:
+            raise BitwrightError(
+                f"Program's input ends at word {-(-end // granules)} of activation memory, this array holds "
+                f"{spec.activation_depth}."
             )
 
     @cached_property
@@ -301,18 +349,18 @@ class Program:
         if not 1 <= len(images) <= self.batch:
             raise BitwrightError(f"A run takes 1 to {self.batch} images, got {len(images)}.")
         codes = self.input.codes(images)
-        height, width, channels = self.input.stored_shape
-        full = np.zeros((self.batch, height, width, channels), np.uint8)
+        full = np.zeros((self.batch, *codes.shape[1:]), np.uint8)
         full[: len(codes)] = codes
-        planes = split_planes(full, "unsigned", self.input.bits)
-        words = pack_words(place_channels(planes, self.spec.lanes, self.spec.lanes))
-        addresses = self.input.base + np.add.outer(
-            np.arange(self.input.bits) * self.input.plane_stride, np.arange(words[0].size // words.shape[-1])
-        )
-        return addresses.reshape(-1), words.reshape(-1, words.shape[-1])
+        planes = place_channels(split_planes(full, "unsigned", self.input.bits)).reshape(self.input.bits, -1)
+        stride = self.input.plane_stride * GRANULE
+        bits = np.zeros(stride * (self.input.bits - 1) + planes.shape[1], bool)
+        for index, plane in enumerate(planes):
+            bits[index * stride : index * stride + planes.shape[1]] = plane
+        words = pack_words(split_words(bits, self.spec.lanes))
+        return self.input.base // self.spec.derived.granules + np.arange(len(words)), words
 
     def host_writes(self) -> Iterator[tuple[int, int]]:
-        """(bus address, 32-bit data) of each write that loads descriptors, weights and thresholds."""
+        """(bus address, 32-bit data) of each write that loads descriptors, weights, thresholds and coefficients."""
         address = self.spec.derived.host_address
         for index, data in enumerate(self.descriptors.tolist()):
             yield address(Region.DESCRIPTORS, index), data
@@ -320,9 +368,10 @@ class Program:
             for index, chunks in enumerate(words):
                 for chunk, data in enumerate(chunks):
                     yield address(Region.WEIGHTS, index, row, chunk), data
-        for row, entries in enumerate(self.thresholds.tolist()):
-            for index, data in enumerate(entries):
-                yield address(Region.THRESHOLDS, index, row), data
+        for region, entries in ((Region.THRESHOLDS, self.thresholds), (Region.COEFFICIENTS, self.coefficients)):
+            for row, numbers in enumerate(entries.tolist()):
+                for index, data in enumerate(numbers):
+                    yield address(region, index, row), data & 0xFFFFFFFF
 
     def image_writes(self, images: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
         """(bus address, 32-bit data) of each write that loads ``images`` for one run."""
@@ -343,6 +392,7 @@ class Program:
             "batch": self.batch,
             "input": dataclasses.asdict(self.input),
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "parts": list(self.parts),
             "meta": dict(self.meta),
             "sha256": {name: _digest(tensor.tobytes()) for name, tensor in tensors.items()},
         }
@@ -383,7 +433,7 @@ class Program:
         return program
 
 
-_TENSORS = ("descriptors", "weights", "thresholds", "output_scale", "output_offset")
+_TENSORS = ("descriptors", "weights", "stream", "thresholds", "coefficients", "output_scale", "output_offset")
 
 
 def _canonical(manifest: Mapping[str, Any]) -> bytes:
@@ -421,6 +471,7 @@ def _read_manifest(metadata: Mapping[str, str], tensors: Mapping[str, npt.NDArra
             "batch": manifest["batch"],
             "input": InputSpec(**_tuples(manifest["input"])),
             "layers": tuple(LayerInfo(**_tuples(layer)) for layer in manifest["layers"]),
+            "parts": tuple(manifest["parts"]),
             "meta": manifest["meta"],
         }
     except (KeyError, TypeError, AttributeError) as error:

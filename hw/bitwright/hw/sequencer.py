@@ -3,21 +3,33 @@
 from typing import Any
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from bitwright.hw.drain import tile_layout
 from bitwright.hw.fetch import descriptor_layout, group_layout
-from bitwright.hw.isa import FLAG_LAST, FLAG_RAW, HEADER_WORDS, ArraySpec, ErrorCode, descriptor_fields
+from bitwright.hw.isa import (
+    BUS_WIDTH,
+    DOUBLES_MAX,
+    FIELD_PLACES,
+    FLAG_LAST,
+    HEADER_WORDS,
+    ArraySpec,
+    ErrorCode,
+    descriptor_fields,
+)
 
-PASS = data.StructLayout({"weight_offset": 14, "activation_plane": 3, "double": 1, "negate": 1})
+PASS = data.StructLayout({"weight_offset": 14, "plane": 4, "base": 10, "negate": 1, "doubles": 3})
 """A pass word, as :meth:`bitwright.hw.isa.Pass.encode` lays it out."""
 
-PASS_ITEM = data.StructLayout({"word": PASS, "first": 1, "last": 1})
-"""A pass, and whether it is the first or last of its row tile."""
+DOUBLES_WIDTH = DOUBLES_MAX.bit_length()
+"""Bits of the doublings of an entry: of all passes that were dropped before it, too."""
 
 
 class LayerSequencer(wiring.Component):
-    """Fetch each layer's descriptor, check it, start the layer, feed its passes, and wait for its end.
+    """Fetch each layer's descriptor, check it, start the layer, wait for its end.
+
+    With ``prefetch``, the next descriptor is fetched while a layer runs; otherwise after it, into the same registers.
 
     Parameters
     ----------
@@ -28,22 +40,26 @@ class LayerSequencer(wiring.Component):
     -------
     start : ``In(1)``
         Begin at descriptor 0.
-    address, read, word
-        Read port of the descriptor memory, with a latency of one cycle while ``read`` is set.
+    address : ``Out(descriptor_address_width)``, word : ``In(32)``
+        Read port of the descriptor memory, with a latency of one cycle.
+    fetching : ``Out(1)``
+        A header is being read. Without ``prefetch``, no layer runs meanwhile.
     layer : ``Out(descriptor_layout(spec))``
-        Fields of the running layer.
+        Fields of the running layer, from ``run`` on.
+    pass_address : ``Out(descriptor_address_width)``
+        Address of the running layer's first pass word.
     layer_index : ``Out(16)``
         Number of the running layer.
     layer_start : ``Out(1)``
-        First cycle of a layer: its first descriptor word is being fetched.
+        First cycle of a layer: the cycle after the last one's end.
     run : ``Out(1)``
-        First cycle in which a layer, checked, runs: ``LAYER_TO_RUN`` cycles after ``layer_start``.
+        First cycle in which the layer runs.
     layer_done : ``In(1)``
         Last write of a layer.
     overflow : ``In(1)``
         The window of the layer is too large.
-    passes : ``Out(stream.Signature(PASS_ITEM))``
-        The layer's passes, over and over.
+    stream_start : ``Out(1)``, stream_base, stream_words : ``Out(16)``, stream_done : ``In(1)``
+        Load so many words of each row for the next layer; done, in the last cycle of that.
     busy : ``Out(1)``
         A program is running.
     finished : ``Out(1)``
@@ -54,15 +70,19 @@ class LayerSequencer(wiring.Component):
 
     start: Signal
     address: Signal
-    read: Signal
     word: Signal
+    fetching: Signal
     layer: "data.View[Any]"
+    pass_address: Signal
     layer_index: Signal
     layer_start: Signal
     run: Signal
     layer_done: Signal
     overflow: Signal
-    passes: stream.Interface
+    stream_start: Signal
+    stream_base: Signal
+    stream_words: Signal
+    stream_done: Signal
     busy: Signal
     finished: Signal
     error: Signal
@@ -74,15 +94,19 @@ class LayerSequencer(wiring.Component):
             {
                 "start": In(1),
                 "address": Out(spec.derived.descriptor_address_width),
-                "read": Out(1),
                 "word": In(32),
+                "fetching": Out(1),
                 "layer": Out(descriptor_layout(spec)),
+                "pass_address": Out(spec.derived.descriptor_address_width),
                 "layer_index": Out(16),
                 "layer_start": Out(1),
                 "run": Out(1),
                 "layer_done": In(1),
                 "overflow": In(1),
-                "passes": Out(stream.Signature(PASS_ITEM)),
+                "stream_start": Out(1),
+                "stream_base": Out(16),
+                "stream_words": Out(16),
+                "stream_done": In(1),
                 "busy": Out(1),
                 "finished": Out(1),
                 "error": Out(3),
@@ -92,104 +116,329 @@ class LayerSequencer(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
-        spec, layer = self.spec, self.layer
+        spec = self.spec
         m = Module()
         address_width = spec.derived.descriptor_address_width + 1
-        pointer = Signal(address_width)  # one bit more than an address, to see the end of the memory
+        pointer = Signal(address_width)  # of the header being fetched; one bit more, to see the end of the memory
         end = Signal(range((1 << address_width) + HEADER_WORDS + (1 << 16)))  # whatever `passes` says
-        m.d.comb += end.eq(pointer + HEADER_WORDS + layer.passes)
 
-        header = Signal(range(HEADER_WORDS + 1))
-        next_pass, fetched_pass = Signal(16), Signal(16)
-
-        # A field is checked where it is used: out of range or not, from the table that the compiler uses.
-        fields = descriptor_fields(spec)
-        wrong = Signal(len(fields))
-        for index, field in enumerate(fields):
-            value = layer[field.name]
-            checks = []
-            if field.low > (-(1 << 15) if field.signed else 0):
-                checks.append(value < field.low)
-            if field.high < ((1 << 15) - 1 if field.signed else (1 << 16) - 1):
-                checks.append(value > field.high)
-            if checks:
-                m.d.comb += wrong[index].eq(Cat(*checks).any())
-        wrong_index = Signal(8)
-        for index in reversed(range(len(wrong))):
-            with m.If(wrong[index]):
-                m.d.comb += wrong_index.eq(index)
-
-        with m.FSM() as fsm:
-            m.d.comb += self.busy.eq(~fsm.ongoing("idle"))
+        # Fetch the next header. A field is checked as it arrives, against the range that the compiler uses.
+        upcoming = Signal(descriptor_layout(spec)) if spec.prefetch else self.layer
+        wrong, wrong_field = Signal(), Signal(8)
+        count = Signal(range(HEADER_WORDS + 1))
+        ready, failed, failed_code = Signal(), Signal(), Signal(3)
+        switch = Signal()
+        m.d.comb += end.eq(pointer + HEADER_WORDS + upcoming.passes)
+        m.d.comb += self.address.eq(pointer + count)
+        with m.FSM(name="fetch"):
             with m.State("idle"), m.If(self.start):
-                m.d.sync += [pointer.eq(0), header.eq(0), self.layer_index.eq(0)]
+                m.d.sync += [pointer.eq(0), count.eq(0), wrong.eq(0)]
                 m.next = "header"
 
             with m.State("header"):
-                m.d.comb += [
-                    self.address.eq(pointer + header),
-                    self.read.eq(1),
-                    self.layer_start.eq(header == 0),
-                ]
-                m.d.sync += header.eq(header + 1)
-                with m.Switch(header):
-                    for index in range(HEADER_WORDS):
-                        with m.Case(index + 1):  # words of the memory come one cycle after their address
-                            pair = fields[2 * index : 2 * index + 2]
-                            m.d.sync += [
-                                layer[field.name].eq(self.word.word_select(n, 16)) for n, field in enumerate(pair)
-                            ]
-                with m.If(header == HEADER_WORDS):
+                m.d.comb += self.fetching.eq(1)
+                m.d.sync += count.eq(count + 1)
+                with m.Switch(count):
+                    for word in range(HEADER_WORDS):
+                        with m.Case(word + 1):  # words of the memory come one cycle after their address
+                            self._take_word(m, word, upcoming, wrong, wrong_field)
+                with m.If(count == HEADER_WORDS):
                     m.next = "check"
 
             with m.State("check"):
-                m.d.sync += [next_pass.eq(0), self.passes.valid.eq(0)]
                 with m.If(end > spec.descriptor_depth):
-                    m.d.comb += [self.error.eq(ErrorCode.END), self.finished.eq(1)]
+                    m.d.sync += [failed.eq(1), failed_code.eq(ErrorCode.END)]
+                    m.next = "hold"
+                with m.Elif(wrong):
+                    m.d.sync += [failed.eq(1), failed_code.eq(ErrorCode.FIELD)]
+                    m.next = "hold"
+                if spec.weight_stream:
+                    with m.Elif(upcoming.stream_words != 0):
+                        m.d.comb += self.stream_start.eq(1)
+                        m.next = "stream"
+                with m.Else():
+                    m.d.sync += ready.eq(1)
+                    m.next = "hold"
+
+            if spec.weight_stream:
+                with m.State("stream"), m.If(self.stream_done):
+                    m.d.sync += ready.eq(1)
+                    m.next = "hold"
+
+            with m.State("hold"), m.If(switch):
+                m.d.sync += [ready.eq(0), pointer.eq(end), count.eq(0), wrong.eq(0)]
+                with m.If(upcoming.flags & FLAG_LAST):
                     m.next = "idle"
-                with m.Elif(wrong.any()):
+                with m.Else():
+                    m.next = "header" if spec.prefetch else "layer"
+
+            if not spec.prefetch:
+                with m.State("layer"), m.If(self.layer_done):
+                    m.next = "header"
+        m.d.comb += [self.stream_base.eq(upcoming.weight_base), self.stream_words.eq(upcoming.stream_words)]
+
+        # Run the layers.
+        with m.FSM(name="run") as fsm:
+            m.d.comb += self.busy.eq(~fsm.ongoing("idle"))
+            with m.State("idle"), m.If(self.start):
+                m.d.sync += [self.layer_index.eq(0), self.layer_start.eq(1)]
+                m.next = "wait"
+
+            with m.State("wait"):
+                m.d.sync += self.layer_start.eq(0)
+                with m.If(failed):
                     m.d.comb += [
-                        self.error.eq(ErrorCode.FIELD),
-                        self.error_field.eq(wrong_index),
+                        self.error.eq(failed_code),
+                        self.error_field.eq(Mux(failed_code == ErrorCode.FIELD, wrong_field, 0)),
                         self.finished.eq(1),
                     ]
                     m.next = "idle"
-                with m.Else():
+                with m.Elif(ready):
+                    m.d.comb += switch.eq(1)
+                    if spec.prefetch:
+                        m.d.sync += self.layer.eq(upcoming)
+                    m.d.sync += [
+                        self.pass_address.eq(pointer + HEADER_WORDS),
+                        self.run.eq(1),
+                    ]
                     m.next = "run"
 
             with m.State("run"):
-                # The pass being offered stays in the memory's output register until it is taken.
-                advance = Signal()
-                m.d.comb += [
-                    self.run.eq(header != 0),  # left from the header; cleared after the first cycle
-                    advance.eq(~self.passes.valid | self.passes.ready),
-                    self.address.eq(pointer + HEADER_WORDS + next_pass),
-                    self.read.eq(advance),
-                ]
-                m.d.sync += header.eq(0)
-                with m.If(advance):
-                    m.d.sync += [
-                        self.passes.valid.eq(1),
-                        fetched_pass.eq(next_pass),
-                        next_pass.eq(Mux(next_pass == layer.passes - 1, 0, next_pass + 1)),
-                    ]
+                m.d.sync += self.run.eq(0)
                 with m.If(self.overflow):
                     m.d.comb += [self.error.eq(ErrorCode.WINDOW), self.finished.eq(1)]
                     m.next = "idle"
                 with m.Elif(self.layer_done):
-                    m.d.sync += [pointer.eq(end), self.layer_index.eq(self.layer_index + 1)]
-                    with m.If(layer.flags & FLAG_LAST):
+                    m.d.sync += self.layer_index.eq(self.layer_index + 1)
+                    with m.If(self.layer.flags & FLAG_LAST):
                         m.d.comb += self.finished.eq(1)
                         m.next = "idle"
                     with m.Else():
-                        m.next = "header"
-
-        m.d.comb += [
-            self.passes.payload.word.eq(self.word),
-            self.passes.payload.first.eq(fetched_pass == 0),
-            self.passes.payload.last.eq(fetched_pass == layer.passes - 1),
-        ]
+                        m.d.sync += self.layer_start.eq(1)
+                        m.next = "wait"
         return m
+
+    def _take_word(self, m: Module, word: int, upcoming: "data.View[Any]", wrong: Signal, wrong_field: Signal) -> None:
+        """Keep the fields of a header word, and note the first field that is out of range."""
+        bad: list[tuple[int, Any]] = []
+        for index, field in enumerate(descriptor_fields(self.spec)):
+            place, bit = FIELD_PLACES[field.name]
+            if place != word:
+                continue
+            value = self.word[bit : bit + field.bits]
+            value = value.as_signed() if field.signed else value
+            m.d.sync += upcoming[field.name].eq(value)
+            lowest = -(1 << (field.bits - 1)) if field.signed else 0
+            highest = (1 << (field.bits - field.signed)) - 1
+            checks = [value < field.low] if field.low > lowest else []
+            checks += [value > field.high] if field.high < highest else []
+            if checks:
+                bad.append((index, Cat(*checks).any()))
+        for index, out_of_range in reversed(bad):
+            with m.If(~wrong & out_of_range):
+                m.d.sync += [wrong.eq(1), wrong_field.eq(index)]
+
+
+def schedule_layout(spec: ArraySpec) -> data.StructLayout:
+    """A pass as the issuer needs it."""
+    derived = spec.derived
+    return data.StructLayout(
+        {
+            "weight_offset": derived.weight_address_width,
+            "base": derived.window_address_width,  # word of the window buffer at which the plane starts
+            "length": derived.window_address_width + 1,  # words listed
+            "extra": DOUBLES_WIDTH,  # operations without a word, before the words
+            "double": 1,  # those operations, and the first word's, double
+            "negate": 1,
+            "residual": 1,  # the words are of the residual addend: column sums do not count them
+            "index": (derived.passes_max - 1).bit_length(),  # of the pass, for its coefficient
+        }
+    )
+
+
+class PassScheduler(wiring.Component):
+    """List the passes that a pixel group needs.
+
+    Without skipping, the list is made once a layer. With it, once a group: passes without a word are left out, and
+    their doublings are left to the next one; before the first word there is nothing to double.
+
+    Parameters
+    ----------
+    spec
+        Array parameters.
+
+    Members
+    -------
+    layer : ``In(descriptor_layout(spec))``, pass_address
+        Descriptor and the address of its first pass word.
+    start : ``In(1)``
+        First cycle of the layer.
+    address : ``Out(descriptor_address_width)``, read : ``Out(1)``, word : ``In(32)``
+        Read port of the descriptor memory, with a latency of one cycle while ``read``.
+    group : ``In(group_layout(spec))``, group_started, loaded_planes, group_ready, group_buffer
+        From the loader. With skipping, a group's passes are listed while it is still being loaded, each as soon as its
+        plane is there.
+    take : ``In(1)``
+        The group is taken.
+    complete : ``Out(1)``
+        The group's list is complete: ``SCHEDULE_OVERHEAD`` cycles and one for each pass after ``start`` or
+        ``group_started``, and more where a pass waits for its plane.
+    count : ``Out``, skipped : ``Out``
+        Entries of that list, and words of a row tile that it leaves out.
+    entry_buffer, entry_index, entry_read : ``In``, entry : ``Out(schedule_layout(spec))``
+        Read port of the list, with a latency of one cycle while ``entry_read``.
+    """
+
+    layer: "data.View[Any]"
+    pass_address: Signal
+    start: Signal
+    address: Signal
+    read: Signal
+    word: Signal
+    group: "data.View[Any]"
+    group_started: Signal
+    loaded_planes: Signal
+    group_ready: Signal
+    group_buffer: Signal
+    take: Signal
+    complete: Signal
+    count: Signal
+    skipped: Signal
+    entry_buffer: Signal
+    entry_index: Signal
+    entry_read: Signal
+    entry: "data.View[Any]"
+
+    def __init__(self, spec: ArraySpec) -> None:
+        self.spec = spec
+        derived = spec.derived
+        self.index_width = (derived.passes_max - 1).bit_length()
+        super().__init__(
+            {
+                "layer": In(descriptor_layout(spec)),
+                "pass_address": In(derived.descriptor_address_width),
+                "start": In(1),
+                "address": Out(derived.descriptor_address_width),
+                "read": Out(1),
+                "word": In(32),
+                "group": In(group_layout(spec)),
+                "group_started": In(1),
+                "loaded_planes": In(range(derived.lists + 1)),
+                "group_ready": In(1),
+                "group_buffer": In(1),
+                "take": In(1),
+                "complete": Out(1),
+                "count": Out(range(derived.passes_max + 1)),
+                "skipped": Out(skipped_width(spec)),
+                "entry_buffer": In(1),
+                "entry_index": In(self.index_width),
+                "entry_read": In(1),
+                "entry": Out(schedule_layout(spec)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Describe the hardware."""
+        spec, layer = self.spec, self.layer
+        skip = spec.zero_skip == "skip"
+        m = Module()
+        depth = max(2, (2 if skip else 1) << self.index_width)
+        m.submodules.entries = entries = memory.Memory(shape=schedule_layout(spec), depth=depth, init=[])
+        write, read = entries.write_port(), entries.read_port()
+        written = Signal(range(spec.derived.passes_max + 1))
+        buffers = [self.group_buffer], [self.entry_buffer]
+        m.d.comb += [
+            write.addr.eq(Cat(written[: self.index_width], *(buffers[0] if skip else []))),
+            read.addr.eq(Cat(self.entry_index, *(buffers[1] if skip else []))),
+            read.en.eq(self.entry_read),
+            self.entry.eq(read.data),
+            self.count.eq(written),
+        ]
+
+        begin, advance, tail = Signal(), Signal(), Signal()
+        index, current = Signal(range(spec.derived.passes_max + 1)), Signal(range(spec.derived.passes_max + 1))
+        valid, started = Signal(), Signal()
+        doubles = Signal(DOUBLES_WIDTH)  # of the passes dropped since the last entry
+        m.d.comb += [
+            begin.eq(self.group_started if skip else self.start),
+            self.address.eq(self.pass_address + Mux(begin, 0, index)),
+            self.read.eq(begin | advance),
+        ]
+
+        # The pass whose word has come from memory.
+        entry_pass = data.View(PASS, self.word)
+        # Its plane has been listed. A pass over a plane that the window does not have waits for the group's end.
+        listed = (self.loaded_planes > entry_pass.plane) | self.group_ready if skip else 1
+        m.d.comb += advance.eq(valid & listed)
+        residual = Signal()
+        m.d.comb += residual.eq(entry_pass.plane >= layer.activation_planes)
+        words, length = Signal(spec.derived.window_address_width + 1), Signal(spec.derived.window_address_width + 1)
+        lengths = Array(self.group.lengths[plane] for plane in range(spec.derived.lists))
+        m.d.comb += words.eq(Mux(residual, layer.residual_length, layer.window_length))
+        if skip:
+            m.d.comb += length.eq(lengths[entry_pass.plane])
+        else:
+            m.d.comb += length.eq(words)
+        total = Signal(DOUBLES_WIDTH)
+        m.d.comb += total.eq(doubles + entry_pass.doubles)
+        keep = Signal()
+        m.d.comb += keep.eq(length != 0)  # without skipping, too: the issuer could not end a pass over no plane
+
+        with m.If(tail):  # what is left to double, or nothing at all
+            m.d.comb += [
+                write.data.length.eq(0),
+                write.data.extra.eq(Mux(doubles == 0, 1, doubles)),
+                write.data.double.eq(doubles != 0),
+                write.en.eq((doubles != 0) | ~started),
+            ]
+        with m.Else():
+            m.d.comb += [
+                write.data.weight_offset.eq(entry_pass.weight_offset),
+                write.data.base.eq(entry_pass.base),
+                write.data.length.eq(length),
+                write.data.extra.eq(Mux(~started | (total == 0), 0, total - 1)),
+                write.data.double.eq(started & (total != 0)),
+                write.data.negate.eq(entry_pass.negate),
+                write.data.residual.eq(residual),
+                write.data.index.eq(current),
+                write.en.eq(advance & keep),
+            ]
+        with m.If(write.en):
+            m.d.sync += written.eq(written + 1)
+        with m.If(advance):
+            with m.If(keep):
+                m.d.sync += [started.eq(1), doubles.eq(0)]
+            with m.Elif(started):
+                m.d.sync += doubles.eq(total)
+            m.d.sync += self.skipped.eq(self.skipped + words - length)
+
+        m.d.sync += tail.eq(0)
+        with m.If(begin):
+            m.d.sync += [
+                valid.eq(1),
+                current.eq(0),
+                index.eq(1),
+                written.eq(0),
+                started.eq(0),
+                doubles.eq(0),
+                self.skipped.eq(0),
+                self.complete.eq(0),
+            ]
+        with m.Elif(advance):
+            m.d.sync += [current.eq(index), index.eq(index + 1)]
+            with m.If(index == layer.passes):
+                m.d.sync += [tail.eq(1), valid.eq(0)]
+        with m.If(tail):
+            m.d.sync += self.complete.eq(1)
+        if skip:
+            with m.If(self.take):
+                m.d.sync += self.complete.eq(0)
+        return m
+
+
+def skipped_width(spec: ArraySpec) -> int:
+    """Bits of the words that a row tile of a group leaves out: of all passes."""
+    return (spec.derived.passes_max * spec.window_depth).bit_length()
 
 
 def operation_layout(spec: ArraySpec) -> data.StructLayout:
@@ -201,36 +450,21 @@ def operation_layout(spec: ArraySpec) -> data.StructLayout:
             "clear": 1,  # first of the row tile
             "double": 1,
             "negate": 1,
-            "empty": 1,  # the pass has no word to compute; the operation only doubles or clears
+            "residual": 1,
+            "empty": 1,  # no word to compute; the operation only doubles or clears
             "last": 1,  # of the row tile
-            "pass_last": 1,
-            "list_buffer": 1,
-            "list_plane": 3,
-            "list_index": derived.word_index_width,
+            "buffer": 1,
+            "base": derived.window_address_width,  # word of the window buffer at which the plane starts
+            "list_address": derived.window_address_width,  # of the list entry
+            "list_index": derived.window_address_width,  # its number in the plane's list
             "weight_address": derived.weight_address_width,  # of the plane; the word's number is added to it
-        }
-    )
-
-
-def tile_layout(spec: ArraySpec) -> data.StructLayout:
-    """What the drain needs to know of a row tile of a pixel group."""
-    return data.StructLayout(
-        {
-            "valid": spec.columns,
-            "pool_first": spec.columns,
-            "pool_last": spec.columns,
-            "output_address": 16,  # of the group's first completed output word, or of the tile's first raw result
-            "slot": range(spec.derived.slots),  # place of the tile in its word
-            "tile": spec.derived.tile_index_width,
-            "channel": 16,  # first channel of the tile
-            "threshold_address": spec.derived.threshold_address_width,  # of the tile, minus one
-            "last": 1,  # of the layer
+            "coefficient_address": derived.coefficient_address_width,
         }
     )
 
 
 class TileIssuer(wiring.Component):
-    """Issue one operation a cycle: pixel groups, row tiles, passes, words of the list.
+    """Issue one operation a cycle: pixel groups, row tiles, scheduled passes, words of the list.
 
     The only wait inside a group is for the drain: it takes ``drain_cycles`` to empty a tile, so the last operations of
     successive tiles are issued at least that many cycles apart. Nothing has to come back from the drain for that.
@@ -247,19 +481,21 @@ class TileIssuer(wiring.Component):
     start : ``In(1)``
         Start the layer.
     group : ``In(group_layout(spec))``, group_ready, group_buffer
-        From the scanner.
+        From the loader, once its passes are scheduled.
+    count, skipped
+        Of the group's schedule.
     take : ``Out(1)``
         The group is taken; its first operation is issued in the next cycle.
-    passes : ``In(stream.Signature(PASS_ITEM))``
-        The layer's passes. Always valid by the time that a group is ready.
+    entry_buffer, entry_index, entry_read, entry
+        Read port of the schedule.
     operation : ``Out(operation_layout(spec))``
         Operation of this cycle.
     tile : ``Out(tile_layout(spec))``
         Row tile of this operation.
     stalled : ``Out(1)``
         The operation waits for the drain.
-    skipped : ``Out(word_index_width + 1)``
-        With the last operation of a pass, window words that the pass passed over.
+    tile_skipped : ``Out``
+        With the last operation of a row tile, words that it passed over; else 0.
     """
 
     layer: "data.View[Any]"
@@ -267,15 +503,21 @@ class TileIssuer(wiring.Component):
     group: "data.View[Any]"
     group_ready: Signal
     group_buffer: Signal
+    count: Signal
+    skipped: Signal
     take: Signal
-    passes: stream.Interface
+    entry_buffer: Signal
+    entry_index: Signal
+    entry_read: Signal
+    entry: "data.View[Any]"
     operation: "data.View[Any]"
     tile: "data.View[Any]"
     stalled: Signal
-    skipped: Signal
+    tile_skipped: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
+        passes = spec.derived.passes_max
         super().__init__(
             {
                 "layer": In(descriptor_layout(spec)),
@@ -283,103 +525,200 @@ class TileIssuer(wiring.Component):
                 "group": In(group_layout(spec)),
                 "group_ready": In(1),
                 "group_buffer": In(1),
+                "count": In(range(passes + 1)),
+                "skipped": In(skipped_width(spec)),
                 "take": Out(1),
-                "passes": In(stream.Signature(PASS_ITEM)),
+                "entry_buffer": Out(1),
+                "entry_index": Out((passes - 1).bit_length()),
+                "entry_read": Out(1),
+                "entry": In(schedule_layout(spec)),
                 "operation": Out(operation_layout(spec)),
                 "tile": Out(tile_layout(spec)),
                 "stalled": Out(1),
-                "skipped": Out(spec.derived.word_index_width + 1),
+                "tile_skipped": Out(skipped_width(spec)),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         spec, derived, layer = self.spec, self.spec.derived, self.layer
-        operation, tile = self.operation, self.tile
+        operation, tile, entry = self.operation, self.tile, self.entry
         m = Module()
 
         active = Signal()
         group = Signal(group_layout(spec))
         buffer = Signal()
-        index = Signal(derived.word_index_width + 1)
+        count = Signal.like(self.count)
+        skipped = Signal.like(self.skipped)
+        number = Signal(range(derived.passes_max + 1))  # of the entry
+        extra = Signal(DOUBLES_WIDTH)  # operations without a word that have been issued
+        index = Signal(derived.window_address_width + 1)  # words that have been issued
         drain_wait = Signal.like(self.group.drain_cycles)
 
         # Row tile.
-        number = Signal(derived.tile_index_width)
-        slot = Signal(range(derived.slots))
-        word = Signal(16)
+        tile_number = Signal(derived.tile_index_width)
         channel = Signal(16)
         weight_address = Signal(derived.weight_address_width)
         threshold_address = Signal(derived.threshold_address_width)
+        coefficient_address = Signal(derived.coefficient_address_width)
         thresholds = Signal(derived.code_width)
-        m.d.comb += thresholds.eq((1 << layer.output_planes[:4]) - 1)
-        raw = (layer.flags & FLAG_RAW).any()
+        m.d.comb += thresholds.eq((1 << layer.output_planes) - 1)
 
-        item = self.passes.payload
-        lengths = Array(group.list_lengths[plane] for plane in range(spec.activation_planes_max))
-        length = Signal(derived.word_index_width + 1)
-        pass_last, tile_last, group_last = Signal(), Signal(), Signal()
+        empty, entry_last, tile_last, group_last = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            length.eq(lengths[item.word.activation_plane]),
-            pass_last.eq(index + 1 >= length),
-            tile_last.eq(pass_last & item.last),
-            group_last.eq(tile_last & (number == layer.row_tiles - 1)),
+            empty.eq(extra != entry.extra),
+            entry_last.eq(Mux(empty, (entry.length == 0) & (extra + 1 == entry.extra), index + 1 == entry.length)),
+            tile_last.eq(entry_last & (number + 1 == count)),
+            group_last.eq(tile_last & (tile_number == layer.row_tiles - 1)),
             self.stalled.eq(active & tile_last & (drain_wait != 0)),
             operation.valid.eq(active & ~self.stalled),
-            operation.clear.eq(item.first & (index == 0)),
-            operation.double.eq(item.word.double & (index == 0)),
-            operation.negate.eq(item.word.negate),
-            operation.empty.eq(length == 0),
+            operation.clear.eq((number == 0) & (extra == 0) & (index == 0)),
+            operation.double.eq(entry.double & (index == 0)),
+            operation.negate.eq(entry.negate),
+            operation.residual.eq(entry.residual),
+            operation.empty.eq(empty),
             operation.last.eq(tile_last),
-            operation.pass_last.eq(pass_last),
-            operation.list_buffer.eq(buffer),
-            operation.list_plane.eq(item.word.activation_plane),
+            operation.buffer.eq(buffer),
+            operation.base.eq(entry.base),
+            operation.list_address.eq(entry.base + index),
             operation.list_index.eq(index),
-            operation.weight_address.eq(weight_address + item.word.weight_offset),
-            self.skipped.eq(group.window_words - length),
-            self.passes.ready.eq(operation.valid & pass_last),
+            operation.weight_address.eq(weight_address + entry.weight_offset),
+            operation.coefficient_address.eq(coefficient_address + entry.index),
+            self.tile_skipped.eq(Mux(operation.valid & tile_last, skipped, 0)),
             tile.valid.eq(group.valid),
             tile.pool_first.eq(group.pool_first),
             tile.pool_last.eq(group.pool_last),
-            tile.output_address.eq(group.output_address + Mux(raw, channel, word)),
-            tile.slot.eq(slot),
-            tile.tile.eq(number),
+            tile.output_position.eq(group.output_position),
+            tile.tile.eq(tile_number),
             tile.channel.eq(channel),
             tile.threshold_address.eq(threshold_address),
-            tile.last.eq(group.last & (number == layer.row_tiles - 1)),
+            tile.last.eq(group.last & (tile_number == layer.row_tiles - 1)),
             self.take.eq(self.group_ready & (~active | (operation.valid & group_last))),
+            # The entry in use stays in the memory's output register until the next one is read.
+            self.entry_read.eq(self.take | (operation.valid & entry_last)),
+            self.entry_buffer.eq(Mux(self.take, self.group_buffer, buffer)),
+            self.entry_index.eq(Mux(self.take | tile_last, 0, number + 1)),
         ]
 
         with m.If(drain_wait != 0):
             m.d.sync += drain_wait.eq(drain_wait - 1)
         with m.If(operation.valid):
-            m.d.sync += index.eq(Mux(pass_last, 0, index + 1))
+            with m.If(empty):
+                m.d.sync += extra.eq(extra + 1)
+            with m.Else():
+                m.d.sync += index.eq(index + 1)
+            with m.If(entry_last):
+                m.d.sync += [extra.eq(0), index.eq(0), number.eq(number + 1)]
             with m.If(tile_last):
                 m.d.sync += [
+                    number.eq(0),
                     drain_wait.eq(group.drain_cycles - 1),
-                    number.eq(number + 1),
+                    tile_number.eq(tile_number + 1),
                     channel.eq(channel + spec.rows),
                     weight_address.eq(weight_address + layer.weight_tile_stride),
                     threshold_address.eq(threshold_address + thresholds),
-                    slot.eq(slot + 1),
+                    coefficient_address.eq(coefficient_address + layer.passes),
                 ]
-                with m.If(slot == derived.slots - 1):
-                    m.d.sync += [slot.eq(0), word.eq(word + 1)]
             with m.If(group_last):
                 m.d.sync += active.eq(0)
 
         with m.If(self.take):
-            m.d.sync += [active.eq(1), group.eq(self.group), buffer.eq(self.group_buffer)]
+            m.d.sync += [
+                active.eq(1),
+                group.eq(self.group),
+                buffer.eq(self.group_buffer),
+                count.eq(self.count),
+                skipped.eq(self.skipped),
+            ]
         with m.If(self.take | self.start):
             m.d.sync += [
+                extra.eq(0),
                 index.eq(0),
                 number.eq(0),
-                slot.eq(0),
-                word.eq(0),
+                tile_number.eq(0),
                 channel.eq(0),
                 weight_address.eq(layer.weight_base),
                 threshold_address.eq(layer.threshold_base),
+                coefficient_address.eq(layer.coefficient_base),
             ]
         with m.If(self.start):
             m.d.sync += [active.eq(0), drain_wait.eq(0)]
+        return m
+
+
+class WeightStreamer(wiring.Component):
+    """Write weights from a stream to the weight memories, row by row, while the array computes.
+
+    Parameters
+    ----------
+    spec
+        Array parameters.
+
+    Members
+    -------
+    beats : ``In(stream.Signature(32))``
+        For each row, its words, lowest 32 bits first.
+    start : ``In(1)``, base, words
+        Load so many words of each row from that address on, from the next cycle.
+    done : ``Out(1)``
+        Last cycle of it.
+    write : ``Out(1)``, write_row, write_address, write_word
+        Write port of the weight memories.
+    """
+
+    beats: stream.Interface
+    start: Signal
+    base: Signal
+    words: Signal
+    done: Signal
+    write: Signal
+    write_row: Signal
+    write_address: Signal
+    write_word: Signal
+
+    def __init__(self, spec: ArraySpec) -> None:
+        self.spec = spec
+        super().__init__(
+            {
+                "beats": In(stream.Signature(BUS_WIDTH)),
+                "start": In(1),
+                "base": In(16),
+                "words": In(16),
+                "done": Out(1),
+                "write": Out(1),
+                "write_row": Out(8),
+                "write_address": Out(16),
+                "write_word": Out(spec.lanes),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Describe the hardware."""
+        m = Module()
+        chunks = self.spec.derived.chunks
+        loading, last = Signal(), Signal()
+        chunk, word, row = Signal(range(chunks)), Signal(16), Signal(8)
+        m.d.comb += self.beats.ready.eq(loading & ~last)
+        m.d.comb += self.done.eq(last)
+        m.d.sync += [self.write.eq(0), last.eq(0)]
+        with m.If(self.start):
+            m.d.sync += [loading.eq(1), chunk.eq(0), word.eq(0), row.eq(0)]
+        with m.If(last):
+            m.d.sync += loading.eq(0)
+        with m.If(self.beats.valid & self.beats.ready):
+            # The word fills up from the top; its first chunk ends up lowest.
+            m.d.sync += self.write_word.eq(Cat(self.write_word, self.beats.payload)[BUS_WIDTH:])
+            m.d.sync += chunk.eq(chunk + 1)
+            with m.If(chunk == chunks - 1):
+                m.d.sync += [
+                    chunk.eq(0),
+                    word.eq(word + 1),
+                    self.write.eq(1),
+                    self.write_row.eq(row),
+                    self.write_address.eq(self.base + word),
+                ]
+                with m.If(word == self.words - 1):
+                    m.d.sync += [word.eq(0), row.eq(row + 1)]
+                    with m.If(row == self.spec.rows - 1):
+                        m.d.sync += last.eq(1)
         return m

@@ -16,9 +16,12 @@ from bitwright.hw.accelerator import Accelerator, accelerator_signature
 from bitwright.hw.files import replacing
 from bitwright.hw.isa import (
     BUS_WIDTH,
+    FIELD_PLACES,
+    FLAG_COEFFICIENTS,
     FLAG_LAST,
     FLAG_OFFSET,
     FLAG_RAW,
+    FLAG_TABLE,
     HEADER_WORDS,
     READ_LATENCY,
     REGISTER_HELP,
@@ -88,15 +91,16 @@ def _clear_memories_in_loops(text: str) -> str:
     modules = re.split(r"(?<=^endmodule\n)", text, flags=re.M)
     for number, module in enumerate(modules):
 
-        def loop(match: re.Match[str]) -> str:
+        def as_loop(match: re.Match[str]) -> str:
             indent, memory, zero = match["indent"], match["memory"], match["zero"]
             depth = match[0].count("\n")
-            return f"{indent}for (index = 0; index < {depth}; index = index + 1)\n{indent}  {memory}[index] = {zero};\n"
+            loop = f"for (cleared = 0; cleared < {depth}; cleared = cleared + 1)"
+            return f"{indent}{loop}\n{indent}  {memory}[cleared] = {zero};\n"
 
-        changed = _ZEROS.sub(loop, module)
+        changed = _ZEROS.sub(as_loop, module)
         if changed != module:
             end = changed.index(";\n", changed.index("module ")) + 2  # of the port list
-            modules[number] = changed[:end] + "  integer index;\n" + changed[end:]
+            modules[number] = changed[:end] + "  integer cleared;\n" + changed[end:]
     return "".join(modules)
 
 
@@ -142,6 +146,13 @@ def describe(spec: ArraySpec) -> dict[str, Any]:
         ),
         Region.RESULTS: (spec.result_depth, BUS_WIDTH, 1, "address = result"),
     }
+    if spec.coefficient_bits:
+        regions[Region.COEFFICIENTS] = (
+            spec.coefficient_depth,
+            spec.coefficient_bits,
+            spec.rows,
+            f"address = row * {1 << derived.coefficient_address_width} + entry",
+        )
     readable = (Region.REGISTERS, Region.ACTIVATIONS, Region.RESULTS)
     return {
         "module": TOP,
@@ -174,25 +185,32 @@ def describe(spec: ArraySpec) -> dict[str, Any]:
         ],
         "descriptor": {
             "header_words": HEADER_WORDS,
-            "flags": {"last": FLAG_LAST, "raw": FLAG_RAW, "offset": FLAG_OFFSET},
+            "flags": {
+                "last": FLAG_LAST,
+                "raw": FLAG_RAW,
+                "offset": FLAG_OFFSET,
+                "coefficients": FLAG_COEFFICIENTS,
+                "table": FLAG_TABLE,
+            },
             "fields": [
                 {
                     "name": field.name,
-                    "word": index // 2,
-                    "bit": 16 * (index % 2),
-                    "bits": 16,
+                    "word": FIELD_PLACES[field.name][0],
+                    "bit": FIELD_PLACES[field.name][1],
+                    "bits": field.bits,
                     "signed": field.signed,
                     "low": field.low,
                     "high": field.high,
                     "meaning": field.help,
                 }
-                for index, field in enumerate(descriptor_fields(spec))
+                for field in descriptor_fields(spec)
             ],
             "pass_word": {
                 "weight_offset": [13, 0],
-                "activation_plane": [16, 14],
-                "double": [17, 17],
-                "negate": [18, 18],
+                "plane": [17, 14],
+                "base": [27, 18],
+                "negate": [28, 28],
+                "doubles": [31, 29],
             },
         },
         "errors": {code.name.lower(): int(code) for code in ErrorCode},
@@ -209,15 +227,22 @@ _PORT_HELP = {
     "host__read_data": "data read",
     "host__read_valid": f"read_data is valid: {READ_LATENCY} cycles after read",
     "interrupt": "the last program has ended, or was stopped by an error",
+    "weights__payload": "32 bits of weights, for layers that stream them",
+    "weights__valid": "weights__payload is valid",
+    "weights__ready": "weights__payload is taken in this cycle, if it is valid",
     "probe__cycle": "number of this cycle, from the start of the program",
-    "probe__layer": "number of the running layer",
+    "probe__layer": "number of the running descriptor",
     "probe__layer_start": "first cycle of a layer",
     "probe__layer_done": "last cycle of a layer",
-    "probe__write": "a write to activation or result memory happens",
+    "probe__write": "writes to activation memory, or in bit 0 to result memory, that happen",
     "probe__write_raw": "the write is a raw result",
-    "probe__write_address": "its address",
-    "probe__write_slot": "place of the row tile in its word",
-    "probe__write_data": "bits of the row tile, or the raw result",
+    "probe__read": "activation memory is read",
+    "probe__issue": "the array is given an operation",
+    "probe__empty": "that operation has no word",
+    "probe__stall": "the array waits for the drain",
+    "probe__compare": "thresholds are compared",
+    **{f"probe__write_position__{plane}": "position of the write, or address of the raw result" for plane in range(4)},
+    **{f"probe__write_data__{plane}": "bits of the row tile, or the raw result" for plane in range(4)},
 }
 
 

@@ -1,13 +1,23 @@
 """The machine to the letter: packed words, AND, popcount, pass by pass, in and out of one activation memory.
 
 Slow, short and independent of :mod:`bitwright.sim.golden`, which tests compare with it: it shares no code with the
-golden model and uses addresses where that uses coordinates.
+golden model and uses positions where that uses coordinates.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-from bitwright.hw.isa import FLAG_OFFSET, THRESHOLD_NEGATE, THRESHOLD_POOL_MIN, ArraySpec, Descriptor, pack_words
+from bitwright.hw.isa import (
+    CODE_TABLE_PLANES,
+    FLAG_COEFFICIENTS,
+    FLAG_OFFSET,
+    FLAG_TABLE,
+    GRANULE,
+    THRESHOLD_NEGATE,
+    THRESHOLD_POOL_MIN,
+    ArraySpec,
+    Descriptor,
+)
 from bitwright.hw.program import Program
 
 
@@ -22,8 +32,10 @@ class Machine:
     Attributes
     ----------
     activations
-        Activation memory, ``uint8``, shape (activation_depth, lanes / 8). It starts full of ones: nothing may depend on
-        what an earlier run left.
+        Activation memory, ``uint8``, shape (positions,): the lanes of a granule, the first one in bit 0. It starts full
+        of ones: nothing may depend on what an earlier run left.
+    weights
+        Weight memories, ``uint8``, shape (rows, weight_depth, lanes / 8), full of ones where the Program has nothing.
     results
         Result memory, ``int64``, shape (result_depth,).
     """
@@ -31,112 +43,144 @@ class Machine:
     def __init__(self, program: Program) -> None:
         self.program = program
         spec = program.spec
-        self.activations = np.full((spec.activation_depth, spec.lanes // 8), 255, np.uint8)
+        self.activations = np.full(spec.activation_depth * spec.derived.granules, 15, np.uint8)
+        self.weights = np.full((spec.rows, spec.weight_depth, spec.lanes // 8), 255, np.uint8)
+        self.weights[:, : program.weights.shape[1]] = program.weights
         self.results = np.zeros(spec.result_depth, np.int64)
 
     def run(self, images: npt.NDArray[np.uint8]) -> None:
-        """Load images and run all layers."""
-        addresses, words = self.program.pack_images(images)
-        self.activations[addresses] = words
-        for layer in self.program.parsed:
-            self.run_layer(layer)
+        """Load images and run all parts."""
+        self.load(images)
+        for number in range(len(self.program.parsed)):
+            self.run_part(number)
 
-    def run_layer(self, layer: Descriptor) -> None:
-        """Compute, drain and write every row tile of every window."""
-        spec = self.program.spec
-        words = self._fetch(layer)
-        slots = spec.derived.slots
+    def load(self, images: npt.NDArray[np.uint8]) -> None:
+        """Write images to activation memory."""
+        addresses, words = self.program.pack_images(images)
+        granules = np.stack([words & 15, words >> 4], axis=-1).reshape(len(words), -1)
+        self.activations.reshape(-1, granules.shape[1])[addresses] = granules
+
+    def run_part(self, number: int) -> None:
+        """Stream in weights, then compute, drain and write every row tile of every window."""
+        spec, layer = self.program.spec, self.program.parsed[number]
+        self._stream(number)
+        words = self.fetch(layer)
         for tile in range(layer.row_tiles):
             numbers = self._sums(layer, words, tile)
+            first = tile * spec.rows
+            rows = min(spec.rows, layer.channels - first)
             for pixel in range(len(numbers) // layer.pool_area):
-                pooled = numbers[pixel * layer.pool_area : (pixel + 1) * layer.pool_area]
-                address = layer.output_base + pixel * layer.output_words
+                pooled = numbers[pixel * layer.pool_area : (pixel + 1) * layer.pool_area, :rows]
+                base = layer.output_base + pixel * layer.output_granules
                 if layer.raw:
-                    for row in range(min(spec.rows, layer.channels - tile * spec.rows)):
-                        self.results[(address + tile * spec.rows + row) % spec.result_depth] = pooled[0, row]
+                    for row in range(rows):
+                        self.results[(base + first + row) % spec.result_depth] = pooled[0, row]
                     continue
                 codes = self._codes(layer, pooled, tile)
                 for plane in range(layer.output_planes):
-                    word = address + tile // slots + plane * layer.output_plane_stride
-                    self._write(word % spec.activation_depth, tile % slots, codes >> plane & 1)
+                    bits = np.pad(codes >> plane & 1, (0, -rows % GRANULE)).reshape(-1, GRANULE)
+                    for granule, lanes in enumerate(bits):
+                        position = base + first // GRANULE + granule + plane * layer.output_plane_stride
+                        self.activations[position % len(self.activations)] = sum(lanes << np.arange(GRANULE))
 
-    def _fetch(self, layer: Descriptor) -> npt.NDArray[np.uint8]:
-        """Words of all windows in walking order: (windows, planes, window words, bytes), zero outside the image."""
-        fetched: list[npt.NDArray[np.uint8]] = []
+    def _stream(self, number: int) -> None:
+        """Write a part's weights beat by beat, each row's words one after the other, lowest bits first."""
+        parts, spec = self.program.parsed, self.program.spec
+        chunks = spec.derived.chunks
+        beat = sum(layer.stream_words for layer in parts[:number]) * spec.rows * chunks
+        memory = self.weights.view("<u4")
+        for row in range(spec.rows):
+            for word in range(parts[number].stream_words):
+                for chunk in range(chunks):
+                    memory[row, (parts[number].weight_base + word) % spec.weight_depth, chunk] = self.program.stream[
+                        beat
+                    ]
+                    beat += 1
+
+    def fetch(self, layer: Descriptor) -> npt.NDArray[np.uint8]:
+        """Window buffer for each window in walking order: (windows, words of all planes, bytes)."""
         walk = np.ndindex(layer.images, layer.output_height, layer.output_width, layer.pool_height, layer.pool_width)
-        taps = list(np.ndindex(layer.kernel_height, layer.kernel_width))
+        input_planes, residual_planes = np.arange(layer.activation_planes), np.arange(layer.residual_planes)
+        tap_y, tap_x, granule = np.ogrid[: layer.kernel_height, : layer.kernel_width, : layer.run_granules]
+        fetched: list[npt.NDArray[np.uint8]] = []
         for image, output_y, output_x, pool_y, pool_x in walk:
-            top = layer.start_y + output_y * layer.output_y_step + pool_y * layer.pool_y_step
-            left = layer.start_x + output_x * layer.output_x_step + pool_x * layer.pool_x_step
+            y = layer.start_y + output_y * layer.output_y_rows + pool_y * layer.pool_y_rows + tap_y * layer.tap_y_rows
+            right = output_x * layer.output_x_step + pool_x * layer.pool_x_step + tap_x * layer.tap_x_step + granule
+            x = layer.start_x + right
+            down = output_y * layer.output_y_step + pool_y * layer.pool_y_step + tap_y * layer.tap_y_step
+            inside = (y >= 0) & (y < layer.input_height) & (x >= 0) & (x < layer.input_width)
+            corner = layer.start_position + image * layer.image_step + down + right
+            window = self._read(np.add.outer(input_planes * layer.input_plane_stride, corner)) * inside
             corner = (
-                layer.start_address
-                + image * layer.image_address_step
-                + output_y * layer.output_y_address_step
-                + output_x * layer.output_x_address_step
-                + pool_y * layer.pool_y_address_step
-                + pool_x * layer.pool_x_address_step
+                layer.residual_base
+                + image * layer.residual_image_step
+                + output_y * layer.residual_y_step
+                + output_x * layer.residual_x_step
+                + np.arange(layer.residual_granules)
             )
-            planes = corner + np.arange(layer.activation_planes) * layer.input_plane_stride
-            window: list[npt.NDArray[np.uint8]] = []
-            for tap_y, tap_x in taps:
-                y, x = top + tap_y * layer.dilation, left + tap_x * layer.dilation
-                inside = 0 <= y < layer.input_height and 0 <= x < layer.input_width
-                offset = tap_y * layer.tap_y_stride + tap_x * layer.tap_x_stride
-                addresses = np.add.outer(planes + offset, np.arange(layer.input_words))
-                window.append(self.activations[addresses % self.program.spec.activation_depth] * np.uint8(inside))
-            fetched.append(np.concatenate(window, axis=1))
+            residual = self._read(np.add.outer(residual_planes * layer.residual_plane_stride, corner))
+            fetched.append(np.concatenate([self._pack(window), self._pack(residual)]))
         return np.stack(fetched)
 
+    def _read(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        return self.activations[positions % len(self.activations)]
+
+    def _pack(self, granules: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Words, (planes × words, bytes), of the granules of each plane, one behind the other without gaps."""
+        rows = granules.reshape(len(granules), int(np.prod(granules.shape[1:])))
+        filled = np.pad(rows, [(0, 0), (0, -rows.shape[1] % self.program.spec.derived.granules)])
+        octets = (filled[:, ::2] | filled[:, 1::2] << 4).astype(np.uint8)
+        return octets.reshape(-1, self.program.spec.lanes // 8)
+
     def _sums(self, layer: Descriptor, words: npt.NDArray[np.uint8], tile: int) -> npt.NDArray[np.int64]:
-        """Values of a row tile by Horner's scheme, shape (windows, rows)."""
+        """Values of a row tile, pass by pass, shape (windows, rows)."""
         spec = self.program.spec
-        base = layer.weight_base + tile * layer.weight_tile_stride
+        offset, multiplied = layer.flags & FLAG_OFFSET, layer.flags & FLAG_COEFFICIENTS
+        lengths = layer.plane_words(spec)
         sums = np.zeros((len(words), spec.rows), np.int64)
         column_sums = np.zeros((len(words), 1), np.int64)
-        for entry in layer.passes:
-            addresses = (base + entry.weight_offset + np.arange(layer.window_words)) % spec.weight_depth
-            plane = words[:, entry.activation_plane]
-            weights = self.program.weights[:, addresses]
+        for number, entry in enumerate(layer.passes):
+            first = layer.weight_base + tile * layer.weight_tile_stride + entry.weight_offset
+            weights = self.weights[:, (first + np.arange(lengths[entry.plane])) % spec.weight_depth]
+            plane = words[:, entry.base : entry.base + lengths[entry.plane]]
             counts = np.bitwise_count(plane[:, None] & weights).sum((-2, -1), dtype=np.int64)
-            totals = np.bitwise_count(plane).sum((-2, -1), dtype=np.int64)[:, None]
+            # The residual addend never has an offset.
+            window = entry.plane < layer.activation_planes
+            totals = np.bitwise_count(plane).sum((-2, -1), dtype=np.int64)[:, None] * window
+            if multiplied:
+                address = layer.coefficient_base + tile * len(layer.passes) + number
+                counts = 2 * counts - totals if offset and window else counts
+                counts = counts * self.program.coefficients[:, address % spec.coefficient_depth]
             sign = -1 if entry.negate else 1
-            sums = _wrapped((sums << entry.double) + sign * counts, spec)
-            column_sums = _wrapped((column_sums << entry.double) + sign * totals, spec)
-        return _wrapped(2 * sums - column_sums, spec) if layer.flags & FLAG_OFFSET else sums
+            sums = _wrapped((sums << entry.doubles) + sign * counts, spec)
+            column_sums = _wrapped((column_sums << entry.doubles) + sign * totals, spec)
+        return _wrapped(2 * sums - column_sums, spec) if offset and not multiplied else sums
 
     def _codes(self, layer: Descriptor, numbers: npt.NDArray[np.int64], tile: int) -> npt.NDArray[np.int64]:
         """Pooled codes of the rows, from their values in one pooling window."""
         spec = self.program.spec
         base = layer.threshold_base + tile * ((1 << layer.output_planes) - 1)
-        pooled = np.zeros(spec.rows, np.int64)
-        for row in range(spec.rows):
-            codes: list[int] = []
+        pooled = np.zeros(numbers.shape[1], np.int64)
+        for row in range(len(pooled)):
+            ranks: list[int] = []
             flags = 0
             for number in numbers[:, row].tolist():
-                code = 0
+                rank = 0
                 for plane in reversed(range(layer.output_planes)):
-                    candidate = code | 1 << plane
+                    candidate = rank | 1 << plane
                     entry = int(self.program.thresholds[row, (base + candidate) % spec.threshold_depth])
                     flags = entry >> spec.accumulator_width
                     threshold = int(_wrapped(np.array(entry), spec))
                     reached = number < threshold if flags & THRESHOLD_NEGATE else number >= threshold
-                    code = candidate if reached else code
-                codes.append(code)
-            pooled[row] = min(codes) if flags & THRESHOLD_POOL_MIN else max(codes)
+                    rank = candidate if reached else rank
+                ranks.append(rank)
+            pooled[row] = min(ranks) if flags & THRESHOLD_POOL_MIN else max(ranks)
+        if layer.flags & FLAG_TABLE:
+            codes = np.zeros_like(pooled)
+            for plane in range(min(layer.output_planes, CODE_TABLE_PLANES)):
+                codes |= (layer.fields[f"code_table_{plane}"] >> pooled & 1) << plane
+            return codes
         return pooled
-
-    def _write(self, address: int, slot: int, bits: npt.NDArray[np.int64]) -> None:
-        """Write a row tile's bits to its slot; the first slot clears the rest of the word."""
-        spec = self.program.spec
-        lanes = np.zeros(spec.lanes, bool)
-        lanes[slot * spec.rows : (slot + 1) * spec.rows] = bits
-        kept = np.zeros_like(self.activations[address]) if slot == 0 else self.activations[address]
-        self.activations[address] = kept & ~pack_words(_slot_mask(slot, spec)) | pack_words(lanes)
-
-
-def _slot_mask(slot: int, spec: ArraySpec) -> npt.NDArray[np.bool_]:
-    lane = np.arange(spec.lanes)
-    return (lane >= slot * spec.rows) & (lane < (slot + 1) * spec.rows)
 
 
 def _wrapped(numbers: npt.NDArray[np.int64], spec: ArraySpec) -> npt.NDArray[np.int64]:

@@ -3,6 +3,8 @@
 Events are the counters of an execution, which the hardware counts too, times constants of the array and of the layer's
 descriptor. Energies per event come from a table: a TOML file that states technology, source and unit of each number and
 marks it measured, published or assumed. ``horowitz45`` and ``moons`` ship in ``tables/``; a user's own works alike.
+Every memory is charged for by its own width and depth: a bank of a copy of the activation memory, the window buffer of
+a column, the weights, thresholds and coefficients of a row, the word lists, the results.
 
 The result is that of a chip in the table's technology, not of an FPGA, for which no open power model exists.
 """
@@ -20,11 +22,11 @@ from typing import Any, Literal
 import numpy as np
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.hw.isa import BUS_WIDTH, ArraySpec, Descriptor
+from bitwright.hw.isa import BANK, BUS_WIDTH, FLAG_COEFFICIENTS, GRANULE, ArraySpec, Descriptor, granules_of
 from bitwright.hw.plan import Plan
 from bitwright.hw.program import LayerInfo, Program
+from bitwright.sim import timeline
 from bitwright.sim.execution import Execution
-from bitwright.sim.timeline import layer_timing
 
 TABLES = Path(__file__).parent / "tables"
 SCHEMA = 1
@@ -220,21 +222,46 @@ def _only_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> N
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerActivity:
-    """What one layer did, summed over all runs.
+class PartActivity:
+    """What one descriptor, of a layer or of some of its row tiles, did, summed over all runs.
 
     Attributes
     ----------
     counters
         Keys of :data:`bitwright.hw.isa.COUNTERS`.
+    account
+        Where the cycles went, in bit products, by :data:`bitwright.sim.timeline.ACCOUNT`; empty where it was not
+        predicted but measured.
     runs
-        How often the layer was executed: once for each batch.
+        How often it was executed: once for each batch.
     """
 
-    info: LayerInfo
     descriptor: Descriptor
     counters: Mapping[str, int]
+    account: Mapping[str, int]
     runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerActivity:
+    """What one layer did, by its descriptors."""
+
+    info: LayerInfo
+    parts: tuple[PartActivity, ...]
+
+    @cached_property
+    def counters(self) -> dict[str, int]:
+        """Sums over the parts; keys of :data:`bitwright.hw.isa.COUNTERS`."""
+        return _sums([part.counters for part in self.parts])
+
+    @cached_property
+    def account(self) -> dict[str, int]:
+        """Sums over the parts; keys of :data:`bitwright.sim.timeline.ACCOUNT`."""
+        return _sums([part.account for part in self.parts])
+
+
+def _sums(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {name: sum(part[name] for part in parts) for name in parts[0]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +281,7 @@ class Activity:
     results
         Accumulators that the host reads for one image.
     load_bits
-        Bits of descriptors, weights and thresholds, loaded once.
+        Bits of descriptors, weights, thresholds and coefficients, loaded once; streamed weights are not among them.
     """
 
     spec: ArraySpec
@@ -272,56 +299,58 @@ def activity(program: Program, executions: Execution | Sequence[Execution]) -> A
     runs = [executions] if isinstance(executions, Execution) else list(executions)
     if not runs:
         raise BitwrightError("There is no execution to account for; simulate at least one image.")
-    if any(len(run.layers) != len(program.layers) for run in runs):
-        raise BitwrightError("The executions are not of this Program: their numbers of layers differ.")
-    layers = []
-    for index, (info, descriptor) in enumerate(zip(program.layers, program.parsed, strict=True)):
-        parts = [run.layers[index] for run in runs]
-        counters = {key: sum(part.counters[key] for part in parts) for key in parts[0].counters}
-        counters["cycles"] = sum(part.end - part.start for part in parts)
-        layers.append(LayerActivity(info=info, descriptor=descriptor, counters=counters, runs=len(runs)))
-    load_bits = (
-        program.descriptors.size * BUS_WIDTH
-        + program.weights.size * 8
-        + program.thresholds.size * program.spec.derived.threshold_entry_width
-    )
-    images = sum(len(run.accumulators) for run in runs)
-    return _activity(program, layers, images, len(runs), sum(run.cycles for run in runs), load_bits)
+    if any([part.layer for part in run.layers] != list(program.parts) for run in runs):
+        raise BitwrightError("The executions are not of this Program: their layers differ.")
+    return _activity(program, runs, sum(len(run.accumulators) for run in runs))
 
 
-def plan_activity(plan: Plan) -> Activity:
-    """Predict one full run of a network of which only shapes and bits are known: no word is taken to be zero."""
-    spec = plan.spec
-    layers, start = [], np.zeros(1, np.int64)
-    for info, descriptor in zip(plan.layers, plan.descriptors, strict=True):
-        timing = layer_timing(descriptor, spec, start)
-        counters = {name: int(value[0]) for name, value in timing.counters.items()}
-        counters["cycles"] = int((timing.end - start)[0]) + 1
-        layers.append(LayerActivity(info=info, descriptor=descriptor, counters=counters, runs=1))
-        start = timing.end + 1
-    load_bits = (
-        sum(descriptor.words for descriptor in plan.descriptors) * BUS_WIDTH
-        + plan.weight_words * spec.rows * spec.lanes
-        + plan.threshold_entries * spec.rows * spec.derived.threshold_entry_width
-    )
-    return _activity(plan, layers, plan.batch, 1, int(start[0]), load_bits)
+def plan_activity(network: Plan | Program) -> Activity:
+    """Predict one full run of a network of which only shapes and bits are known: no code is taken to be zero."""
+    return _activity(network, [timeline.estimate(network)], network.batch)
 
 
-def _activity(
-    network: Program | Plan, layers: Sequence[LayerActivity], images: int, runs: int, cycles: int, load_bits: int
-) -> Activity:
-    image, spec = network.input, network.spec
+def _load_bits(network: Plan | Program) -> int:
+    """Bits of the memories that are loaded once."""
+    spec = network.spec
+    if isinstance(network, Program):
+        descriptor_words, weight_words = network.descriptors.size, network.weights.shape[1]
+        thresholds, coefficients = network.thresholds.shape[1], network.coefficients.shape[1]
+    else:
+        descriptor_words = sum(descriptor.words for descriptor in network.descriptors)
+        weight_words = network.weight_words
+        thresholds, coefficients = network.threshold_entries, network.coefficient_entries
+    row = weight_words * spec.lanes + thresholds * spec.derived.threshold_entry_width
+    row += coefficients * spec.coefficient_bits
+    return descriptor_words * BUS_WIDTH + spec.rows * row
+
+
+def _activity(network: Plan | Program, runs: Sequence[Execution], images: int) -> Activity:
+    """Sum over runs."""
+    if isinstance(network, Program):
+        numbers, descriptors = network.parts, network.parsed
+    else:
+        numbers, descriptors = [part.layer for part in network.parts], network.descriptors
+    parts: list[list[PartActivity]] = [[] for _ in network.layers]
+    for index, (number, descriptor) in enumerate(zip(numbers, descriptors, strict=True)):
+        each = [run.layers[index] for run in runs]
+        counters = {"cycles": sum(part.end - part.start for part in each)}
+        counters |= _sums([part.counters for part in each])
+        account = _sums([part.account or {} for part in each])
+        parts[number].append(PartActivity(descriptor=descriptor, counters=counters, account=account, runs=len(runs)))
+    image = network.input
     height, width, channels = image.stored_shape
-    words = network.batch * height * width * math.ceil(channels / spec.lanes) * image.bits
+    granules = (image.bits - 1) * image.plane_stride + network.batch * height * width * granules_of(channels)
     return Activity(
-        spec=spec,
-        layers=tuple(layers),
+        spec=network.spec,
+        layers=tuple(
+            LayerActivity(info=info, parts=tuple(each)) for info, each in zip(network.layers, parts, strict=True)
+        ),
         images=images,
-        cycles=cycles,
-        image_words=words * runs,
+        cycles=sum(run.cycles for run in runs),
+        image_words=math.ceil(granules / network.spec.derived.granules) * len(runs),
         image_bits=image.channels * image.height * image.width * image.bits,
-        results=layers[-1].descriptor.channels,
-        load_bits=load_bits,
+        results=network.layers[-1].conv_shape[0],
+        load_bits=_load_bits(network),
     )
 
 
@@ -419,7 +448,7 @@ class EnergyReport:
                 "cycles": work.cycles,
                 "layers": [
                     dataclasses.asdict(layer.info)
-                    | {"macs": layer.info.macs, "counters": dict(layer.counters), "runs": layer.runs}
+                    | {"macs": layer.info.macs, "counters": layer.counters, "runs": layer.parts[0].runs}
                     for layer in work.layers
                 ],
             },
@@ -434,7 +463,10 @@ def estimate(
 
 
 def estimate_plan(plan: Plan, table: EnergyTable | str = "horowitz45") -> EnergyReport:
-    """Energy of a bit assignment before there are weights: an upper bound with zero skip, exact without."""
+    """Energy of a bit assignment before there are weights: an upper bound with zero skip, exact without.
+
+    With zero skip only words that are padding in all columns are skipped.
+    """
     return estimate_activity(plan_activity(plan), table)
 
 
@@ -446,13 +478,18 @@ def estimate_activity(work: Activity, table: EnergyTable | str = "horowitz45") -
             entry for index, layer in enumerate(work.layers) for entry in _moons_layer(work, index, layer, table)
         ]
         return EnergyReport(table, work, tuple(entries), 0.0, None)
-    entries = [entry for layer in work.layers for entry in _layer_entries(work.spec, layer, table)]
+    entries = [
+        entry
+        for layer in work.layers
+        for part in layer.parts
+        for entry in _part_entries(work.spec, layer.info.name, part, table)
+    ]
     entries += _machine_entries(work, table)
     macs = sum(layer.info.macs for layer in work.layers)
     return EnergyReport(
         table,
         work,
-        tuple(entry for entry in entries if entry.pj),
+        _merged(entries),
         load_uj=work.load_bits * table["dram_bit"] * 1e-6,
         parallel_mac_uj=macs * (table.multiply(8) + table.add(work.spec.accumulator_width)) * 1e-6,
     )
@@ -471,58 +508,103 @@ def popcount_adder_bits(lanes: int) -> int:
     return total
 
 
-def _layer_entries(spec: ArraySpec, layer: LayerActivity, table: EnergyTable) -> Iterable[EnergyEntry]:
-    """Events of one layer. A computed word is one that one column's PEs count, in all rows at once."""
-    name = layer.info.name
-    derived = spec.derived
-    count = layer.counters
+def bank_writes(layer: Descriptor, spec: ArraySpec) -> int:
+    """Banks that one run of a descriptor writes to, of one copy of the activation memory, all writes added up.
+
+    A write is one plane of a row tile of a pixel: some granules, which may end in the bank after the one that they
+    begin in.
+    """
+    place = BANK // GRANULE
+    tiles, tile_granules = np.arange(layer.row_tiles), spec.derived.tile_granules
+    granules = np.minimum(granules_of(layer.channels) - tiles * tile_granules, tile_granules)
+    outputs = layer.pixels // layer.pool_area
+    # Pixels whose numbers are equal modulo the granules of a bank lie alike in it.
+    alike = (outputs + place - 1 - np.arange(place)) // place
+    starts = np.add.outer(np.arange(place) * layer.output_granules, tiles * tile_granules)
+    starts = np.add.outer(starts + layer.output_base, np.arange(layer.output_planes) * layer.output_plane_stride)
+    banks = (starts % place + granules[:, None] - 1) // place + 1
+    return int((alike[:, None, None] * banks).sum())
+
+
+def _merged(entries: Iterable[EnergyEntry]) -> tuple[EnergyEntry, ...]:
+    """One entry for each event of a layer, whatever the number of its parts; events that never happen are left out."""
+    found: dict[tuple[str, str, str], EnergyEntry] = {}
+    for entry in entries:
+        if entry.pj:
+            key = entry.layer, entry.component, entry.event
+            count = entry.count + (found[key].count if key in found else 0)
+            found[key] = dataclasses.replace(entry, count=count)
+    return tuple(found.values())
+
+
+def _part_entries(spec: ArraySpec, name: str, part: PartActivity, table: EnergyTable) -> Iterable[EnergyEntry]:
+    """Events of one descriptor. A computed word is one that one column's PEs count, in all rows at once."""
+    derived, layer, count = spec.derived, part.descriptor, part.counters
     accumulator, lanes, rows, columns = spec.accumulator_width, spec.lanes, spec.rows, spec.columns
     popcount = table.add(popcount_adder_bits(lanes))
     register = table["register_bit"]
-    activation_bits = spec.activation_depth * lanes
 
     def entry(component: str, event: str, number: float, each_pj: float) -> EnergyEntry:
         return EnergyEntry(name, component, event, number, each_pj)
 
-    computed, busy = count["computed"], count["busy"]
+    groups = part.runs * math.ceil(layer.pixels / columns)
+    lengths = layer.plane_words(spec)
+    scheduled = layer.row_tiles * groups * sum(lengths[entry.plane] for entry in layer.passes)
+    words = scheduled - count["skipped"]  # for which weights are read; an operation may also only double
+    computed = count["computed"]
     operations = computed * rows
     yield entry("PE array", "AND", operations, table["and_bit"] * lanes)
     yield entry("PE array", "popcount", operations, popcount)
+    if layer.flags & FLAG_COEFFICIENTS:
+        bits = math.sqrt((derived.count_width + 1) * spec.coefficient_bits)
+        yield entry("PE array", "multiply", operations, table.multiply(bits))
     yield entry("PE array", "accumulate", operations, table.add(accumulator))
     yield entry("PE array", "result registers", operations, register * (derived.count_width + accumulator))
     yield entry("PE array", "activation registers", computed, register * lanes)
-    yield entry("PE array", "weight registers", busy * rows, register * lanes)
+    yield entry("PE array", "weight registers", words * rows, register * lanes)
     yield entry("column sums", "popcount", computed, popcount)
     yield entry("column sums", "accumulate", computed, table.add(accumulator))
     yield entry("column sums", "registers", computed, register * (derived.count_width + accumulator))
 
-    # A gated word is not even read: its zero flag was, when the group of pixels was looked up.
-    yield entry("activation memory", "read", computed, table.sram(activation_bits, lanes))
-    yield entry("weight memory", "read", busy * rows, table.sram(spec.weight_depth * lanes, lanes))
+    weight = table.sram(spec.weight_depth * lanes, lanes)
+    yield entry("weight memory", "read", words * rows, weight)
+    streamed = part.runs * layer.stream_words * rows
+    yield entry("weight memory", "streamed write", streamed, weight)
+    yield entry("off-chip", "streamed weights", streamed * lanes, table["dram_bit"])
+    if layer.flags & FLAG_COEFFICIENTS:
+        each = table.sram(spec.coefficient_depth * spec.coefficient_bits, spec.coefficient_bits)
+        yield entry("coefficients", "read", words * rows, each)
 
-    descriptor = layer.descriptor
-    groups = layer.runs * math.ceil(descriptor.pixels / columns)
-    lookups = groups * descriptor.activation_planes * descriptor.window_words
-    entry_bits = derived.activation_address_width + derived.word_index_width + columns
-    list_access = table.sram(2 * spec.activation_planes_max * spec.window_words_max * entry_bits, entry_bits)
+    # Loading: a read of every bank of every copy at once, rotated into place and assembled to words of the windows. A
+    # gated word is written, but not read: its column's memory holds still.
+    window = table.sram(2 * spec.window_depth * lanes, lanes)
+    loaded = part.runs * layer.pixels * sum(lengths)
+    bank = table.sram(spec.activation_depth * BANK, BANK)
+    yield entry("activation memory", "read", count["loads"] * derived.copies * derived.banks, bank)
+    yield entry("fetch", "assembly registers", count["loads"] * derived.copies, register * lanes)
+    yield entry("window buffer", "write", loaded, window)
+    yield entry("window buffer", "read", computed, window)
     if spec.zero_skip != "off":
-        yield entry("fetch", "zero flag read", lookups * columns, table.sram(spec.activation_depth, 1))
-    yield entry("fetch", "word list write", lookups, list_access)
-    yield entry("fetch", "word list read", busy, list_access)
+        entry_bits = derived.window_address_width + columns
+        each = table.sram(2 * spec.window_depth * entry_bits, entry_bits)
+        listed = groups * sum(lengths) * (words / scheduled)  # all passes of a plane read the same words
+        yield entry("fetch", "zero test", loaded, table["and_bit"] * lanes)
+        yield entry("fetch", "word list write", listed, each)
+        yield entry("fetch", "word list read", words, each)
 
     # The drain chain, of rows + 1 accumulators a column, is loaded for each row tile and shifts once a pixel.
-    moves = descriptor.row_tiles * (groups + layer.runs * descriptor.pixels)
+    moves = layer.row_tiles * (groups + part.runs * layer.pixels)
     yield entry("drain", "chain registers", moves, register * accumulator * (rows + 1) * columns)
     threshold_bits = derived.threshold_entry_width
-    compares = count["compares"] * rows
+    # The counter is of one comparator; together the comparators of a row decide every plane of a code.
+    compares = count["compares"] // layer.drain_steps(spec) * layer.output_planes * rows
     yield entry("thresholds", "read", compares, table.sram(spec.threshold_depth * threshold_bits, threshold_bits))
     yield entry("thresholds", "compare", compares, table.add(accumulator))
-    if descriptor.raw:
+    if layer.raw:
         each = table.sram(spec.result_depth * accumulator, accumulator)
         yield entry("drain", "result write", count["writes"], each)
     else:
-        # Every column has a copy of the activations.
-        yield entry("activation memory", "write", count["writes"] * columns, table.sram(activation_bits, rows))
+        yield entry("activation memory", "write", part.runs * bank_writes(layer, spec) * derived.copies, bank)
 
     yield from _time_entries(name, spec, count["cycles"], table)
 
@@ -531,11 +613,8 @@ def _machine_entries(work: Activity, table: EnergyTable) -> Iterable[EnergyEntry
     """Cycles outside of layers, images and results."""
     spec = work.spec
     yield from _time_entries(BETWEEN, spec, work.cycles - sum(layer.counters["cycles"] for layer in work.layers), table)
-    memory = spec.activation_depth * spec.lanes
-    # Every column has a copy of the activations.
-    yield EnergyEntry(
-        HOST, "activation memory", "image write", work.image_words * spec.columns, table.sram(memory, spec.lanes)
-    )
+    banks = work.image_words * spec.derived.banks * spec.derived.copies
+    yield EnergyEntry(HOST, "activation memory", "image write", banks, table.sram(spec.activation_depth * BANK, BANK))
     yield EnergyEntry(HOST, "off-chip", "image bits", work.images * work.image_bits, table["dram_bit"])
     result_bits = work.images * work.results * spec.accumulator_width
     yield EnergyEntry(HOST, "off-chip", "result bits", result_bits, table["dram_bit"])
@@ -553,10 +632,14 @@ def _time_entries(name: str, spec: ArraySpec, cycles: int, table: EnergyTable) -
 
 def memory_bits(spec: ArraySpec) -> int:
     """Bits of all memories of an array."""
+    lists = 2 * spec.window_depth * (spec.derived.window_address_width + spec.columns)
     return (
-        spec.columns * spec.activation_depth * spec.lanes
+        spec.derived.copies * spec.activation_depth * spec.lanes
+        + spec.columns * 2 * spec.window_depth * spec.lanes
+        + (lists if spec.zero_skip != "off" else 0)
         + spec.rows * spec.weight_depth * spec.lanes
         + spec.rows * spec.threshold_depth * spec.derived.threshold_entry_width
+        + spec.rows * (spec.coefficient_depth if spec.coefficient_bits else 0) * spec.coefficient_bits
         + spec.descriptor_depth * BUS_WIDTH
         + spec.result_depth * spec.accumulator_width
     )

@@ -8,22 +8,29 @@ import numpy.typing as npt
 
 @dataclass
 class LayerExecution:
-    """One layer of a run.
+    """One part of a run: what one descriptor computed, which is a layer or some of its row tiles.
 
     Parameters
     ----------
     name
         Of the layer.
+    layer
+        Number of the layer in the network.
     start, end
-        Cycles, counted from the start of the run: of the first cycle of the layer and of the one after its last.
+        Cycles, counted from the start of the run: of the first cycle of the part and of the one after its last.
     counters
-        The layer's own share of every counter of ``isa.COUNTERS`` but ``cycles``, which is ``end - start``.
+        The part's own share of every counter of ``isa.COUNTERS`` but ``cycles``, which is ``end - start``.
+    account
+        Predicted runs only: where the cycles went, by the names of ``timeline.ACCOUNT``, in bit products that the array
+        could have computed: ``rows · columns · lanes`` of them a cycle. The entries sum up to all of ``end - start``.
     """
 
     name: str
+    layer: int
     start: int
     end: int
     counters: dict[str, int]
+    account: dict[str, int] | None = None
 
 
 @dataclass
@@ -39,10 +46,10 @@ class Execution:
     counters
         Totals, one for each of ``isa.COUNTERS``.
     layers
-        One entry a layer.
+        One entry a descriptor.
     writes
-        For each traced layer ``int64`` of shape (writes, 5): cycle, raw, address, slot, data. The data are the row
-        tile's bits of one plane, row 0 in bit 0, or a raw result.
+        For each traced descriptor, by its number, ``int64`` of shape (writes, 4): cycle, raw, position or address of a
+        raw result, data. The data are the row tile's bits of one plane, row 0 in bit 0, or a raw result.
     codes
         Output codes of each layer but the last, ``uint8`` of shape (images, channels, height, width), if asked for.
     """

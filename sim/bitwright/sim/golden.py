@@ -1,12 +1,14 @@
 """Golden model: what the machine computes, integer for integer, one function for each stage of the hardware.
 
-It needs the descriptors and memories of a Program and nothing else: weights and thresholds are read back from the
-packed memories, as the hardware reads them. The dot products of all passes of a layer are one matrix product, in
-floating point, of a type that provably holds every intermediate result. :mod:`bitwright.sim.bitserial` does the same
-pass by pass.
+It needs the descriptors and memories of a Program and nothing else: weights, thresholds and coefficients are read back
+from the packed memories, as the hardware reads them. Positions are checked once, against where the network's
+activations lie; values are then computed in image coordinates. The dot products of all passes of a layer are one matrix
+product, in floating point, of a type that provably holds every intermediate result. :mod:`bitwright.sim.bitserial` does
+the same pass by pass.
 """
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +17,32 @@ import numpy.typing as npt
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import (
+    CODE_TABLE_PLANES,
+    FLAG_COEFFICIENTS,
     FLAG_OFFSET,
+    FLAG_TABLE,
+    GRANULE,
     THRESHOLD_NEGATE,
     THRESHOLD_POOL_MIN,
     ArraySpec,
     Descriptor,
+    granules_of,
     pass_coefficients,
+    place_channels,
     unpack_words,
 )
 from bitwright.hw.program import Program
 from bitwright.sim import timeline
 from bitwright.sim.execution import Execution
 
-CHUNK_ELEMENTS = 1 << 21
+CHUNK_ELEMENTS = 1 << 19
 """Window elements or sums that are worked on at once: few enough to stay in the processor's caches."""
+
+CHUNK_IMAGES = 1 << 24
+"""Window elements of a layer in the images that go through the network at once."""
+
+IMAGE = -1
+"""Number of the images among the layers' outputs."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -36,33 +50,179 @@ CHUNK_ELEMENTS = 1 << 21
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A layer's numbers, read from its descriptor and the packed memories.
+class Region:
+    """Codes in activation memory: planes of images of pixels of granules.
+
+    Parameters
+    ----------
+    base, plane_stride
+        Position of the first granule, and granules from plane to plane.
+    planes, images, height, width, channels
+        What lies there.
+    """
+
+    base: int
+    plane_stride: int
+    planes: int
+    images: int
+    height: int
+    width: int
+    channels: int
+
+    @property
+    def pixel(self) -> int:
+        """Granules of a pixel."""
+        return granules_of(self.channels)
+
+    def positions(self, memory: int) -> npt.NDArray[np.int64]:
+        """Positions of all granules in a memory of so many."""
+        granules = np.arange(self.images * self.height * self.width * self.pixel)
+        return (self.base + np.add.outer(np.arange(self.planes) * self.plane_stride, granules)) % memory
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where an operand's windows lie in the images that it reads; pairs are (vertical, horizontal).
+
+    Parameters
+    ----------
+    image
+        Height and width, in pixels. A linear layer sees a single row of all pixels.
+    start
+        Pixel of the first window's first tap: minus the padding.
+    outputs, pool, kernel
+        Output pixels, pixels of a pooling window, and taps.
+    output_step, pool_step, tap_step
+        Pixels from one to the next.
+    granules
+        First granule of a pixel that is seen, and the one after the last.
+    """
+
+    image: tuple[int, int]
+    start: tuple[int, int]
+    outputs: tuple[int, int]
+    pool: tuple[int, int]
+    kernel: tuple[int, int]
+    output_step: tuple[int, int]
+    pool_step: tuple[int, int]
+    tap_step: tuple[int, int]
+    granules: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An input of a layer and its weights.
+
+    Parameters
+    ----------
+    source
+        Number of the layer whose codes it reads, or ``IMAGE``.
+    windows
+        Where.
+    weights
+        Shape (window elements, channels), elements in the order kernel row, kernel column, channel, and 0 for channels
+        that only fill up a granule. One matrix that the codes are multiplied with, or one for each plane of the codes.
+    """
+
+    source: int
+    windows: Windows
+    weights: tuple[npt.NDArray[Any], ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Channels of a layer that see the same windows: one matrix product.
+
+    Codes have whole granules of channels; those beyond the last one have no weights and never reach a threshold.
+
+    Parameters
+    ----------
+    raw
+        Whether results are raw accumulators.
+    first, channels
+        Its first channel, and their number.
+    operands
+        The input and, if there is one, the residual addend; weights ``float32`` or ``float64``, with the channels'
+        ``signs``.
+    value_bound
+        No value has a greater magnitude, before it is taken modulo ``2**accumulator_width``.
+    signs
+        -1 where values are negated so that pooling keeps the greatest; shape (channels,).
+    thresholds
+        Shape (channels, 2**planes - 1), for the signed values; empty for raw results.
+    inverted
+        Channels whose comparisons are inverted; only those where thresholds are not in order, shape (channels,).
+    complement
+        What is exclusive-ored to a pooled rank: all ones where pooling keeps the least; shape (channels,).
+    ordered
+        Whether thresholds rise, so that ranks do with values, and pooling may come first.
+    table
+        Code of each rank, shape (2**planes,), or None.
+    """
+
+    raw: bool
+    first: int
+    channels: int
+    operands: tuple[Operand, ...]
+    value_bound: int
+    signs: npt.NDArray[np.int64]
+    thresholds: npt.NDArray[Any]
+    inverted: npt.NDArray[np.bool_]
+    complement: npt.NDArray[np.uint8]
+    ordered: bool
+    table: npt.NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one descriptor computes, as numbers.
 
     Parameters
     ----------
     descriptor
         Its descriptor.
-    channels_per_word
-        Lanes used in a full word of the input.
-    weights
-        ``float32`` or ``float64``, shape (window elements, row tiles × rows), and for weights with an offset a last
-        column: what every row would sum up if all its weight bits were set.
-    value_bound
-        No value of the layer has a greater magnitude, before it is taken modulo ``2**accumulator_width``.
+    number
+        Of the descriptor.
+    first
+        First channel of its layer.
+    operands
+        As in :class:`Block`, but integers and without signs.
     thresholds
-        ``int32``, shape (row tiles × rows, 2**planes - 1); empty for raw results.
+        ``int64``, shape (channels, 2**planes - 1); empty for raw results.
     negate, pool_min
-        ``bool``, shape (row tiles × rows,).
+        ``bool``, shape (channels,).
     """
 
     descriptor: Descriptor
-    channels_per_word: int
-    weights: npt.NDArray[np.floating[Any]]
-    value_bound: int
-    thresholds: npt.NDArray[np.int32]
+    number: int
+    first: int
+    operands: tuple[Operand, ...]
+    thresholds: npt.NDArray[np.int64]
     negate: npt.NDArray[np.bool_]
     pool_min: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's numbers, read from its descriptors and the packed memories.
+
+    Parameters
+    ----------
+    channels, output_shape
+        Output channels, and (height, width) of the output.
+    raw
+        Whether results are raw accumulators.
+    parts
+        One for each of its descriptors.
+    blocks
+        The same channels in as few matrix products as possible.
+    """
+
+    channels: int
+    output_shape: tuple[int, int]
+    raw: bool
+    parts: tuple[Part, ...]
+    blocks: tuple[Block, ...]
 
 
 def read_layers(program: Program) -> list[Layer]:
@@ -71,212 +231,496 @@ def read_layers(program: Program) -> list[Layer]:
     Raises
     ------
     BitwrightError
-        If a layer does not read what the layer before it wrote, or its passes are no product of weight and activation
-        planes. The hardware would run such descriptors; no compiler writes them.
+        If a layer does not read what it should, because its descriptors point elsewhere or another layer has
+        overwritten it, or if passes, weights or thresholds do not belong together. The hardware would run such
+        descriptors; no compiler writes them.
     """
-    spec = program.spec
-    height, width, channels = program.input.stored_shape
-    words = -(-channels // spec.lanes)
-    # Where the layer's input lies: base, plane stride, words of an image and of a pixel.
-    source = (program.input.base, program.input.plane_stride, height * width * words, words)
-    used, per_word = np.arange(words * spec.lanes) < channels, spec.lanes
-    layers: list[Layer] = []
-    for info, layer in zip(program.layers, program.parsed, strict=True):
-        try:
-            _check_addresses(layer, source, spec)
-            weights, bound = _read_weights(layer, program, np.tile(used, layer.input_words // source[3]))
-            thresholds, negate, pool_min = _read_thresholds(layer, program)
-        except BitwrightError as error:
-            raise BitwrightError(f"Layer {info.name!r}: {error}") from error
-        layers.append(Layer(layer, per_word, weights, bound, thresholds, negate, pool_min))
-        words = layer.output_words
-        source = (layer.output_base, layer.output_plane_stride, layer.output_height * layer.output_width * words, words)
-        per_word = spec.derived.channels_per_word
-        lane = np.arange(spec.lanes)
-        word = np.arange(words)[:, None]
-        used = ((lane < per_word) & (word * per_word + lane < layer.row_tiles * spec.rows)).reshape(-1)
-    return layers
+    return _Reader(program).read()
 
 
-def conv_stride(layer: Descriptor) -> tuple[int, int]:
-    """Image rows and columns from one computed window to the next: within a pooling window, where there is one."""
+class _Reader:
+    """Reads layer by layer and keeps track of what lies where."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.spec = spec = program.spec
+        height, width, channels = program.input.stored_shape
+        image = program.input
+        self.regions = {
+            IMAGE: Region(image.base, image.plane_stride, image.bits, program.batch, height, width, channels)
+        }
+        self.weights = np.zeros((spec.rows, spec.weight_depth, spec.lanes // 8), np.uint8)
+        self.weights[:, : program.weights.shape[1]] = program.weights
+        self.thresholds = np.zeros((spec.rows, spec.threshold_depth), np.int64)
+        self.thresholds[:, : program.thresholds.shape[1]] = program.thresholds
+        self.coefficients = np.zeros((spec.rows, spec.coefficient_depth), np.int64)
+        self.coefficients[:, : program.coefficients.shape[1]] = program.coefficients
+        # Number of the layer whose output each granule of activation memory holds.
+        self.owners = np.full(spec.activation_depth * spec.derived.granules, IMAGE - 1)
+        self._own(IMAGE)
+
+    def read(self) -> list[Layer]:
+        self._check_streams()
+        layers: list[Layer] = []
+        for index, info in enumerate(self.program.layers):
+            numbers = [number for number, layer in enumerate(self.program.parts) if layer == index]
+            try:
+                layers.append(self._layer(index, numbers))
+            except BitwrightError as error:
+                raise BitwrightError(f"Layer {info.name!r}: {error}") from error
+        return layers
+
+    def _layer(self, index: int, numbers: Sequence[int]) -> Layer:
+        info, descriptors = self.program.layers[index], [self.program.parsed[number] for number in numbers]
+        region = self._output(descriptors)
+        parts: list[Part] = []
+        first = 0
+        for number, layer in zip(numbers, descriptors, strict=True):
+            parts.append(self._part(number, first, info.source, info.residual_source))
+            first += layer.channels
+        if not descriptors[0].raw:
+            self.regions[index] = region
+            self._own(index)
+        for source in (info.source, info.residual_source):
+            if source is not None:
+                self._check_whole(source)
+        return Layer(
+            region.channels, (region.height, region.width), descriptors[0].raw, tuple(parts), tuple(self._blocks(parts))
+        )
+
+    # Positions --------------------------------------------------------------------------------------------------------
+
+    def _own(self, number: int) -> None:
+        """Note that a region holds a layer's output, all of it."""
+        positions = self.regions[number].positions(len(self.owners))
+        self.owners[positions] = number
+        if np.count_nonzero(self.owners == number) != positions.size:
+            raise BitwrightError("Planes of its output overlap.")
+
+    def _check_whole(self, number: int) -> None:
+        """Check that nothing has overwritten a layer's output."""
+        found = self.owners[self.regions[number].positions(len(self.owners))]
+        if (found != number).any():
+            names = [*(layer.name for layer in self.program.layers), "an earlier run", "the image"]
+            by, whose = names[found[found != number].flat[0]], names[number]
+            raise BitwrightError(f"What it reads of {whose!r} has been overwritten by {by!r}.")
+
+    def _output(self, parts: Sequence[Descriptor]) -> Region:
+        """Where the parts of a layer write, each some channels of the same pixels."""
+        head = parts[0]
+        channels = sum(layer.channels for layer in parts)
+        pixel = channels if head.raw else granules_of(channels)
+        same = ("images", "output_height", "output_width", "output_planes", "output_plane_stride")
+        first = 0
+        for layer in parts:
+            base = first if head.raw else head.output_base + first // GRANULE
+            memory = self.spec.result_depth if head.raw else len(self.owners)
+            expected = {name: head.fields[name] for name in same} | {"output_granules": pixel}
+            for name, value in expected.items():
+                if layer.fields[name] != value:
+                    raise BitwrightError(f"Descriptor field {name} is {layer.fields[name]}, expected {value}.")
+            if layer.raw != head.raw or (layer.output_base - base) % memory or (first % GRANULE and not head.raw):
+                raise BitwrightError(
+                    f"Descriptor field output_base is {layer.output_base}, its channels, from {first} on, go to {base}."
+                )
+            if not (layer.row_tiles - 1) * self.spec.rows < layer.channels <= layer.row_tiles * self.spec.rows:
+                raise BitwrightError(f"It has {layer.row_tiles} row tiles for {layer.channels} channels.")
+            first += layer.channels
+        return Region(
+            head.output_base,
+            head.output_plane_stride,
+            head.output_planes,
+            head.images,
+            head.output_height,
+            head.output_width,
+            channels,
+        )
+
+    def _windows(self, layer: Descriptor, region: Region) -> Windows:
+        """Windows of the input, after a check that positions follow from coordinates."""
+        pixel, height, width = region.pixel, region.height, region.width
+        if (layer.input_height, layer.input_width) == (1, height * width * pixel):
+            height, width = 1, height * width  # all pixels side by side, as a linear layer sees them
+        row = width * pixel
+        if (layer.input_height, layer.input_width) != (height, row):
+            raise BitwrightError(
+                f"Its input has {layer.input_height} rows of {layer.input_width} granules, the image in memory "
+                f"{region.height} of {region.width * pixel}."
+            )
+        if layer.activation_planes != region.planes or layer.images != region.images:
+            raise BitwrightError(
+                f"Its input has {layer.activation_planes} planes of {layer.images} images, in memory are "
+                f"{region.planes} of {region.images}."
+            )
+        top_plane = region.base + (region.planes - 1) * region.plane_stride
+        self._expect(layer, "start_position", top_plane + layer.start_y * row + layer.start_x, 2)
+        self._expect(layer, "input_plane_stride", -region.plane_stride, region.planes)
+        self._expect(layer, "image_step", region.height * region.width * pixel, region.images)
+        self._expect(layer, "output_y_step", layer.output_y_rows * row, layer.output_height)
+        self._expect(layer, "pool_y_step", layer.pool_y_rows * row, layer.pool_height)
+        self._expect(layer, "tap_y_step", layer.tap_y_rows * row, layer.kernel_height)
+
+        start, granule = divmod(layer.start_x, pixel)
+        taps, tap_step = layer.kernel_width, self._pixels(layer, "tap_x_step", pixel, layer.kernel_width)
+        granules = (granule, granule + layer.run_granules)
+        if taps == 1 and granule == 0 and layer.run_granules % pixel == 0:
+            taps, tap_step, granules = layer.run_granules // pixel, 1, (0, pixel)
+        if granules[1] > pixel:
+            raise BitwrightError(
+                f"Its runs hold {layer.run_granules} granules from granule {granule} of a pixel of {pixel} on, "
+                "expected whole pixels or a part of one."
+            )
+        return Windows(
+            image=(height, width),
+            start=(layer.start_y, start),
+            outputs=(layer.output_height, layer.output_width),
+            pool=(layer.pool_height, layer.pool_width),
+            kernel=(layer.kernel_height, taps),
+            output_step=(layer.output_y_rows, self._pixels(layer, "output_x_step", pixel, layer.output_width)),
+            pool_step=(layer.pool_y_rows, self._pixels(layer, "pool_x_step", pixel, layer.pool_width)),
+            tap_step=(layer.tap_y_rows, tap_step),
+            granules=granules,
+        )
+
+    def _residual_windows(self, layer: Descriptor, region: Region) -> Windows:
+        """Windows of the residual addend, a pixel each, inside the image."""
+        pixel, row = region.pixel, region.width * region.pixel
+        top_plane = region.base + (region.planes - 1) * region.plane_stride
+        if layer.residual_planes != region.planes:
+            raise BitwrightError(f"Its residual has {layer.residual_planes} planes, in memory are {region.planes}.")
+        if layer.pool_area > 1:
+            raise BitwrightError("It pools and adds a residual.")
+        self._expect(layer, "residual_plane_stride", -region.plane_stride, region.planes)
+        self._expect(layer, "residual_image_step", region.height * row, region.images)
+        step_y, rest = divmod(layer.residual_y_step if layer.output_height > 1 else 0, row)
+        if rest:
+            raise BitwrightError(
+                f"Descriptor field residual_y_step is {layer.residual_y_step}, no multiple of a row of {row} granules."
+            )
+        step_x = self._pixels(layer, "residual_x_step", pixel, layer.output_width)
+        y, start = divmod((layer.residual_base - top_plane) % len(self.owners), row)
+        x, granule = divmod(start, pixel)
+        last = (y + (layer.output_height - 1) * step_y, x + (layer.output_width - 1) * step_x)
+        stop = granule + layer.residual_granules
+        if last[0] >= region.height or last[1] >= region.width or stop > pixel:
+            raise BitwrightError(
+                f"Its residual goes to row {last[0]}, column {last[1]} and granule {stop - 1}, in memory are "
+                f"{region.height}×{region.width} pixels of {pixel}."
+            )
+        return Windows(
+            image=(region.height, region.width),
+            start=(y, x),
+            outputs=(layer.output_height, layer.output_width),
+            pool=(1, 1),
+            kernel=(1, 1),
+            output_step=(step_y, step_x),
+            pool_step=(1, 1),
+            tap_step=(1, 1),
+            granules=(granule, stop),
+        )
+
+    def _expect(self, layer: Descriptor, name: str, value: int, count: int) -> None:
+        """Check a position or a step, which is never taken along an axis of one entry."""
+        if count > 1 and (layer.fields[name] - value) % len(self.owners):
+            raise BitwrightError(f"Descriptor field {name} is {layer.fields[name]}, what it reads lies at {value}.")
+
+    def _pixels(self, layer: Descriptor, name: str, pixel: int, count: int) -> int:
+        """A horizontal step in pixels."""
+        if count == 1:
+            return 1
+        steps, rest = divmod(layer.fields[name], pixel)
+        if rest or steps > 0xFFFF:
+            raise BitwrightError(
+                f"Descriptor field {name} is {layer.fields[name]}, no multiple of a pixel of {pixel} granules."
+            )
+        return steps
+
+    # Weights ----------------------------------------------------------------------------------------------------------
+
+    def _check_streams(self) -> None:
+        """Check that no part's weights are overwritten while it runs: those of the next one come in meanwhile."""
+        depth, parts = self.spec.weight_depth, self.program.parsed
+        streamed = [(layer.weight_base + np.arange(layer.stream_words)) % depth for layer in parts]
+        for number, layer in enumerate(parts):
+            words = layer.plane_words(self.spec)
+            offsets = {(entry.weight_offset, words[entry.plane]) for entry in layer.passes}
+            plane_words = np.concatenate([offset + np.arange(length) for offset, length in offsets])
+            tiles = layer.weight_base + np.arange(layer.row_tiles) * layer.weight_tile_stride
+            used = np.add.outer(tiles, plane_words) % depth
+            others = streamed[number + 1 : number + 2] if layer.stream_words else streamed
+            own = np.isin(used, streamed[number]).all() or not layer.stream_words
+            if not own or any(np.isin(used, other).any() for other in others):
+                raise BitwrightError(
+                    f"Layer {self.program.layers[self.program.parts[number]].name!r}: its weights are not all there "
+                    "while it runs; another part's are streamed over them, or its own are not."
+                )
+
+    def _memory(self, number: int) -> npt.NDArray[np.uint8]:
+        """Weight memories while a part runs."""
+        layer, parts = self.program.parsed[number], self.program.parsed
+        if layer.stream_words:
+            row_beats = self.spec.derived.chunks * self.spec.rows
+            start = sum(other.stream_words for other in parts[:number]) * row_beats
+            beats = self.program.stream[start : start + layer.stream_words * row_beats]
+            words = beats.astype("<u4").view(np.uint8).reshape(self.spec.rows, layer.stream_words, -1)
+            addresses = (layer.weight_base + np.arange(layer.stream_words)) % self.spec.weight_depth
+            self.weights[:, addresses] = words
+        return self.weights
+
+    def _part(self, number: int, first: int, source: int, residual_source: int | None) -> Part:
+        layer = self.program.parsed[number]
+        memory = self._memory(number)
+        thresholds, negate, pool_min = self._thresholds(layer)
+        for read in (source, residual_source):
+            if read is not None and read not in self.regions:
+                raise BitwrightError(f"It reads codes of layer {read}, expected one before it, or the image, {IMAGE}.")
+        if (residual_source is None) != (layer.residual_planes == 0):
+            raise BitwrightError(f"It has {layer.residual_planes} planes of a residual from layer {residual_source}.")
+        sources = [(source, self._windows(layer, self.regions[source]))]
+        if residual_source is not None:
+            sources.append((residual_source, self._residual_windows(layer, self.regions[residual_source])))
+        terms, planes = self._terms(layer), layer.activation_planes
+        operands: list[Operand] = []
+        for (origin, windows), by_plane in zip(sources, (terms[:planes], terms[planes:]), strict=False):
+            low, high = (granule * GRANULE for granule in windows.granules)
+            used = np.arange(low, high) < self.regions[origin].channels
+            lanes = np.tile(used, windows.kernel[0] * windows.kernel[1])
+            weights = self._weights(layer, memory, lanes, by_plane, residual=len(operands) > 0)
+            operands.append(Operand(origin, windows, weights))
+        return Part(layer, number, first, tuple(operands), thresholds, negate, pool_min)
+
+    def _terms(self, layer: Descriptor) -> list[dict[int, npt.NDArray[np.int64]]]:
+        """For each bit of the codes and each weight plane that it meets, by offset: what a count contributes."""
+        spec = self.spec
+        terms: list[dict[int, npt.NDArray[np.int64]]] = [{} for _ in layer.plane_words(spec)]
+        tiles = layer.coefficient_base + np.arange(layer.row_tiles) * len(layer.passes)
+        for number, (entry, scale) in enumerate(zip(layer.passes, pass_coefficients(layer.passes), strict=True)):
+            factor = wrap(np.array([scale % (1 << spec.accumulator_width)]), spec.accumulator_width)
+            if layer.flags & FLAG_COEFFICIENTS:
+                rows = self.coefficients[:, (tiles + number) % spec.coefficient_depth].T.reshape(-1)
+                factor = factor * rows[: layer.channels]
+            plane = terms[layer.code_bit(entry.plane)]
+            plane[entry.weight_offset] = plane.get(entry.weight_offset, 0) + factor
+        return terms
+
+    def _weights(
+        self,
+        layer: Descriptor,
+        memory: npt.NDArray[np.uint8],
+        lanes: npt.NDArray[np.bool_],
+        terms: Sequence[dict[int, npt.NDArray[np.int64]]],
+        *,
+        residual: bool,
+    ) -> tuple[npt.NDArray[np.int64], ...]:
+        """Weights as in :class:`Operand`; ``lanes`` says which ones of a window hold a channel."""
+        spec, multiplied = self.spec, layer.flags & FLAG_COEFFICIENTS
+        first = layer.weight_base + np.arange(layer.row_tiles) * layer.weight_tile_stride
+        words = np.arange(-(-len(lanes) // spec.lanes))
+        # With an offset, a sum counts twice, and every set activation bit is taken off once: not those of a residual.
+        gain = 2 if layer.flags & FLAG_OFFSET and not (residual and multiplied) else 1
+        bias = 1 if layer.flags & FLAG_OFFSET and not residual else 0
+        if _proportional(terms, 1 << spec.accumulator_width):
+            terms = terms[:1]
+        matrices = [np.zeros((layer.channels, len(lanes)), np.int64) for _ in terms]
+        for offset in sorted({offset for plane in terms for offset in plane}):
+            packed = memory[:, np.add.outer(first + offset, words) % spec.weight_depth]
+            packed = packed.swapaxes(0, 1).reshape(-1, len(words), spec.lanes // 8)[: layer.channels]
+            bits = unpack_words(packed).reshape(layer.channels, -1)[:, : len(lanes)]
+            counts = (gain * bits.astype(np.int8) - np.int8(bias)) * lanes
+            for matrix, plane in zip(matrices, terms, strict=True):
+                if offset in plane:
+                    matrix += plane[offset][:, None] * counts
+        return tuple(matrix.T for matrix in matrices)
+
+    def _thresholds(
+        self, layer: Descriptor
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Thresholds and flags as in :class:`Part`."""
+        spec, channels = self.spec, layer.channels
+        if layer.raw:
+            return np.zeros((channels, 0), np.int64), np.zeros(channels, bool), np.zeros(channels, bool)
+        levels = (1 << layer.output_planes) - 1
+        addresses = layer.threshold_base + np.add.outer(np.arange(layer.row_tiles) * levels, 1 + np.arange(levels))
+        entries = self.thresholds[:, addresses % spec.threshold_depth].swapaxes(0, 1).reshape(-1, levels)[:channels]
+        flags = entries >> spec.accumulator_width
+        if (flags != flags[:, :1]).any():
+            raise BitwrightError(
+                "A channel's threshold entries have different flags, expected the same in all of them."
+            )
+        thresholds = wrap(entries, spec.accumulator_width)
+        return thresholds, (flags[:, 0] & THRESHOLD_NEGATE) != 0, (flags[:, 0] & THRESHOLD_POOL_MIN) != 0
+
+    # Blocks -----------------------------------------------------------------------------------------------------------
+
+    def _blocks(self, parts: Sequence[Part]) -> list[Block]:
+        blocks: list[list[Part]] = []
+        for part in parts:
+            if not blocks or _sees(blocks[-1][0]) != _sees(part):
+                blocks.append([])
+            blocks[-1].append(part)
+        return [self._block(block) for block in blocks]
+
+    def _block(self, parts: Sequence[Part]) -> Block:
+        layer, spec = parts[0].descriptor, self.spec
+        thresholds = np.concatenate([part.thresholds for part in parts])
+        negate = np.concatenate([part.negate for part in parts])
+        pool_min = np.concatenate([part.pool_min for part in parts])
+        joined = [
+            (operands[0], [np.concatenate(each, axis=1) for each in zip(*(op.weights for op in operands), strict=True)])
+            for operands in zip(*(part.operands for part in parts), strict=True)
+        ]
+        bounds = np.zeros(len(negate), np.int64)
+        for operand, matrices in joined:
+            largest = (1 << self.regions[operand.source].planes) - 1 if len(matrices) == 1 else 1
+            bounds += sum(np.abs(matrix).sum(0) * largest for matrix in matrices)
+        bound = int(bounds.max())
+        # All partial sums of a dot product, in any order, are integers up to its bound: exact in a type that holds it.
+        if bound >= 1 << 53:
+            raise BitwrightError(f"Its values reach {bound}, more than the golden model takes, {1 << 53}.")
+        exact = np.float32 if bound < 1 << 24 else np.float64
+
+        # Where ranks rise or fall with values, pooling can come first: it keeps the greatest value, after a change of
+        # sign where it has to keep the least. A threshold of the value is reached, or missed, as is one of minus it.
+        steps = np.diff(thresholds, axis=1)
+        ordered = bool((np.where(negate[:, None], -steps, steps) >= 0).all())
+        signs = np.where((negate == pool_min) | (not ordered), 1, -1)
+        if ordered:
+            thresholds = np.sort(np.where(signs[:, None] > 0, thresholds, 1 - thresholds), axis=1)
+        half = 1 << (spec.accumulator_width - 1)
+        levels = thresholds.shape[1]
+        complement = np.where(pool_min, levels, 0).astype(np.uint8)
+        inverted = negate & (not ordered)
+        if not layer.raw:
+            missing = -len(signs) % GRANULE
+            joined = [(each, [np.pad(m, [(0, 0), (0, missing)]) for m in matrices]) for each, matrices in joined]
+            never = np.full((missing, levels), min(bound + 1, half))
+            thresholds = np.concatenate([thresholds, never])
+            signs = np.pad(signs, (0, missing))
+            complement, inverted = np.pad(complement, (0, missing)), np.pad(inverted, (0, missing))
+        if bound < half:
+            thresholds = np.clip(thresholds, -bound, bound + 1).astype(exact)
+        return Block(
+            raw=layer.raw,
+            first=parts[0].first,
+            channels=len(negate),
+            operands=tuple(
+                Operand(each.source, each.windows, tuple(np.ascontiguousarray(m * signs, exact) for m in matrices))
+                for each, matrices in joined
+            ),
+            value_bound=bound,
+            signs=signs,
+            thresholds=thresholds,
+            inverted=inverted,
+            complement=complement,
+            ordered=ordered,
+            table=_code_table(layer),
+        )
+
+
+def _sees(part: Part) -> tuple[Any, ...]:
+    """What has to be equal for parts to be computed as one."""
+    layer = part.descriptor
     return (
-        layer.pool_y_step if layer.pool_height > 1 else layer.output_y_step,
-        layer.pool_x_step if layer.pool_width > 1 else layer.output_x_step,
+        tuple((operand.source, operand.windows, len(operand.weights)) for operand in part.operands),
+        None if (table := _code_table(layer)) is None else table.tolist(),
     )
 
 
-def pool_stride(layer: Descriptor) -> tuple[int, int]:
-    """Windows from one pooling window to the next."""
-    stride_y, stride_x = conv_stride(layer)
-    return layer.output_y_step // stride_y, layer.output_x_step // stride_x
+def _code_table(layer: Descriptor) -> npt.NDArray[np.uint8] | None:
+    """Code of each rank, if there is a table."""
+    if not layer.flags & FLAG_TABLE:
+        return None
+    if layer.output_planes > CODE_TABLE_PLANES:
+        raise BitwrightError(f"It has a code table for {layer.output_planes} planes, expected {CODE_TABLE_PLANES}.")
+    ranks = np.arange(1 << layer.output_planes)
+    planes = [(layer.fields[f"code_table_{plane}"] >> ranks & 1) << plane for plane in range(layer.output_planes)]
+    return np.sum(planes, axis=0).astype(np.uint8)
 
 
-def _check_addresses(layer: Descriptor, source: tuple[int, int, int, int], spec: ArraySpec) -> None:
-    """Check that addresses follow from image coordinates, so that values can be computed without addresses."""
-    base, plane_stride, image_words, pixel_words = source
-    row = layer.input_width * layer.input_words
-    stride_y, stride_x = conv_stride(layer)
-    expected = {
-        "image_address_step": image_words,
-        "input_plane_stride": plane_stride,
-        "start_address": base + layer.start_y * row + layer.start_x * layer.input_words,
-        "tap_y_stride": layer.dilation * row,
-        "tap_x_stride": layer.dilation * layer.input_words,
-        "output_y_address_step": layer.output_y_step * row,
-        "output_x_address_step": layer.output_x_step * layer.input_words,
-        "pool_y_address_step": layer.pool_y_step * row,
-        "pool_x_address_step": layer.pool_x_step * layer.input_words,
-    }
-    # A step along an axis of one entry is never taken.
-    single = {
-        "image_address_step": layer.images == 1,
-        "input_plane_stride": layer.activation_planes == 1,
-        "tap_y_stride": layer.kernel_height == 1,
-        "tap_x_stride": layer.kernel_width == 1,
-        "output_y_address_step": layer.output_height == 1,
-        "output_x_address_step": layer.output_width == 1,
-        "pool_y_address_step": layer.pool_height == 1,
-        "pool_x_address_step": layer.pool_width == 1,
-    }
-    for name, value in expected.items():
-        if not single.get(name) and (layer.fields[name] - value) % spec.activation_depth:
-            raise BitwrightError(
-                f"Descriptor field {name} is {layer.fields[name]}, its input lies at steps of {value}."
-            )
-    if layer.input_height * row != image_words or layer.input_words % pixel_words:
-        raise BitwrightError(
-            f"Its input has {layer.input_height}×{layer.input_width} pixels of {layer.input_words} words, the image in "
-            f"memory has {image_words} words in pixels of {pixel_words}."
-        )
-    if stride_y < 1 or stride_x < 1 or layer.output_y_step % stride_y or layer.output_x_step % stride_x:
-        raise BitwrightError("Pooling windows do not start at multiples of the convolution's stride.")
-
-
-def _plane_coefficients(layer: Descriptor) -> dict[int, int]:
-    """What a set bit of the weight plane at each offset contributes."""
-    by_pair = {
-        (entry.weight_offset, entry.activation_plane): coefficient
-        for entry, coefficient in zip(layer.passes, pass_coefficients(layer.passes), strict=True)
-    }
-    planes = {offset: coefficient for (offset, plane), coefficient in by_pair.items() if plane == 0}
-    products = {
-        (offset, plane): coefficient << plane
-        for offset, coefficient in planes.items()
-        for plane in range(layer.activation_planes)
-    }
-    if by_pair != products or len(by_pair) != len(layer.passes):
-        raise BitwrightError("Its passes are not every pair of a weight plane and an activation plane.")
-    return planes
-
-
-def _read_weights(
-    layer: Descriptor, program: Program, used: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.floating[Any]], int]:
-    """Weights, as in :class:`Layer`, of the lanes of a pixel that are ``used``, and the bound of the values."""
-    spec = program.spec
-    memory = np.zeros((spec.rows, spec.weight_depth, spec.lanes // 8), np.uint8)
-    memory[:, : program.weights.shape[1]] = program.weights
-    tile_bases = layer.weight_base + np.arange(layer.row_tiles) * layer.weight_tile_stride
-    first = np.add.outer(tile_bases, np.arange(layer.window_words))
-    lanes = np.tile(used, layer.kernel_height * layer.kernel_width)
-    planes = _plane_coefficients(layer)
-    integers = np.zeros((layer.row_tiles * spec.rows, np.count_nonzero(lanes)), np.int64)
-    for offset, coefficient in planes.items():
-        words = memory[:, (first + offset) % spec.weight_depth].swapaxes(0, 1)
-        bits = unpack_words(words.reshape(len(integers), -1, words.shape[-1])).reshape(len(integers), -1)
-        integers += coefficient * bits[:, lanes]
-    largest_code = (1 << layer.activation_planes) - 1
-    if layer.flags & FLAG_OFFSET:
-        integers = np.vstack([integers, np.full((1, integers.shape[1]), sum(planes.values()))])
-    bounds = np.abs(integers).sum(1) * largest_code
-    bound = int(2 * bounds[:-1].max() + bounds[-1] if layer.flags & FLAG_OFFSET else bounds.max())
-    # All partial sums of a dot product, in any order, are integers up to its bound: exact in a type that holds it. The
-    # largest array stays far below 2**53: 2**14 words of 256 lanes with 8-bit weights and codes give 2**38.
-    exact = np.float32 if bound < 1 << 24 else np.float64
-    return np.ascontiguousarray(integers.T, exact), bound
-
-
-def _read_thresholds(
-    layer: Descriptor, program: Program
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Thresholds and flags as in :class:`Layer`."""
-    spec = program.spec
-    channels = layer.row_tiles * spec.rows
-    if layer.raw:
-        return np.zeros((channels, 0), np.int32), np.zeros(channels, bool), np.zeros(channels, bool)
-    levels = (1 << layer.output_planes) - 1
-    memory = np.zeros((spec.rows, spec.threshold_depth), np.uint32)
-    memory[:, : program.thresholds.shape[1]] = program.thresholds
-    addresses = layer.threshold_base + np.add.outer(np.arange(layer.row_tiles) * levels, 1 + np.arange(levels))
-    entries = memory[:, addresses % spec.threshold_depth].swapaxes(0, 1).reshape(channels, levels).astype(np.int64)
-    flags = entries >> spec.accumulator_width
-    if (flags != flags[:, :1]).any():
-        raise BitwrightError("A channel's threshold entries have different flags, expected the same in all of them.")
-    thresholds = wrap(entries, spec.accumulator_width).astype(np.int32)
-    return thresholds, (flags[:, 0] & THRESHOLD_NEGATE) != 0, (flags[:, 0] & THRESHOLD_POOL_MIN) != 0
+def _proportional(terms: Sequence[dict[int, npt.NDArray[np.int64]]], modulus: int) -> bool:
+    """Whether plane ``j`` counts ``2**j`` times as much as plane 0, so that codes can be multiplied as a whole."""
+    return all(
+        plane.keys() == terms[0].keys()
+        and all(not (((terms[0][offset] << index) - factor) % modulus).any() for offset, factor in plane.items())
+        for index, plane in enumerate(terms)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Stages of the hardware
 
 
-def fetch_windows(codes: npt.NDArray[np.uint8], layer: Descriptor, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Codes under every window, zero outside the image.
+def fetch_windows(codes: npt.NDArray[np.uint8], windows: Windows, *, lanes: int = GRANULE) -> npt.NDArray[np.uint8]:
+    """View of what every window sees, zero outside the image.
 
     Parameters
     ----------
     codes
-        Input, shape (images, height, width, channels); any shape with as many elements for a linear layer.
-    layer
-        Descriptor.
-    dtype
-        Of the result.
+        Shape (images, height, width, entries of a pixel's granules).
+    windows
+        Where the windows lie.
+    lanes
+        Entries of a granule: ``GRANULE`` channels, or 1.
 
     Returns
     -------
-    windows
-        Shape (images, rows of windows, columns of windows, window elements), elements in the order kernel row, kernel
-        column, channel.
+    view
+        Shape (images, pooling rows, pooling columns, output rows, output columns, kernel rows, kernel columns, entries
+        of a tap).
     """
-    codes = codes.reshape(len(codes), layer.input_height, layer.input_width, -1)
-    for axis, start, size, (count, step), taps in (
-        (1, layer.start_y, layer.input_height, _windows(layer, 0), layer.kernel_height),
-        (3, layer.start_x, layer.input_width, _windows(layer, 1), layer.kernel_width),
-    ):
-        # After the first round the row taps have an axis of their own behind the rows.
-        span = (taps - 1) * layer.dilation + 1
-        before = max(0, -start)
-        after = max(0, start + (count - 1) * step + span - size)
-        codes = np.pad(codes, [(before, after) if index == axis else (0, 0) for index in range(codes.ndim)])
-        views = np.lib.stride_tricks.sliding_window_view(codes, span, axis)
-        first = start + before
-        views = views[(slice(None),) * axis + (slice(first, first + (count - 1) * step + 1, step),)]
-        codes = np.moveaxis(views[..., :: layer.dilation], -1, axis + 1)
-    images, rows, _, columns = codes.shape[:4]
-    # Now (images, rows, row taps, columns, column taps, channels).
-    return codes.swapaxes(2, 3).astype(dtype).reshape(images, rows, columns, -1)
+    codes = codes.reshape(len(codes), *windows.image, -1)[..., slice(*(lanes * end for end in windows.granules))]
+    padding, first = [(0, 0)] * 4, [0, 0]
+    for axis in range(2):
+        counts = windows.pool[axis], windows.outputs[axis], windows.kernel[axis]
+        steps = windows.pool_step[axis], windows.output_step[axis], windows.tap_step[axis]
+        start, size = windows.start[axis], windows.image[axis]
+        last = start + sum((count - 1) * step for count, step in zip(counts, steps, strict=True))
+        padding[axis + 1] = (max(0, -start), max(0, last + 1 - size))
+        first[axis] = max(0, start)
+    if any(map(any, padding)):
+        codes = np.pad(codes, padding)
+    codes = codes[:, first[0] :, first[1] :]
+    stride, down, right, entry = codes.strides
+    steps = (*windows.pool_step, *windows.output_step, *windows.tap_step)
+    return np.lib.stride_tricks.as_strided(
+        codes,
+        (len(codes), *windows.pool, *windows.outputs, *windows.kernel, codes.shape[-1]),
+        (stride, *(step * pixel for step, pixel in zip(steps, (down, right) * 3, strict=True)), entry),
+        writeable=False,
+    )
 
 
-def _windows(layer: Descriptor, axis: int) -> tuple[int, int]:
-    """Windows along an axis, and image rows or columns between them."""
-    outputs = (layer.output_height, layer.output_width)[axis]
-    pool = (layer.pool_height, layer.pool_width)[axis]
-    return (outputs - 1) * pool_stride(layer)[axis] + pool, conv_stride(layer)[axis]
+def accumulate(windows: npt.NDArray[np.uint8], operand: Operand) -> npt.NDArray[Any]:
+    """Sums of all channels over all passes of an operand, exact and with the channels' signs.
+
+    Parameters
+    ----------
+    windows
+        Codes, shape (images, output rows, output columns, kernel rows, kernel columns, lanes).
+    operand
+        Its weights.
+
+    Returns
+    -------
+    sums
+        Shape (windows, channels).
+    """
+    weights = operand.weights
+    elements = len(weights[0])
+    if len(weights) == 1:
+        return windows.astype(weights[0].dtype, order="C").reshape(-1, elements) @ weights[0]
+    codes = np.ascontiguousarray(windows).reshape(-1, elements)
+    sums = np.zeros((len(codes), weights[0].shape[1]), weights[0].dtype)
+    for plane, matrix in enumerate(weights):
+        sums += (codes >> plane & 1).astype(matrix.dtype) @ matrix
+    return sums
 
 
-def accumulate(windows: npt.NDArray[Any], layer: Layer) -> npt.NDArray[Any]:
-    """Sums of all rows and, for weights with an offset, the column sum: (..., row tiles × rows (+ 1)), exact."""
-    return (windows.reshape(-1, windows.shape[-1]) @ layer.weights).reshape(*windows.shape[:-1], -1)
-
-
-def values(sums: npt.NDArray[Any], layer: Layer, width: int) -> npt.NDArray[np.signedinteger[Any]]:
-    """What thresholds see: the sums, or twice the sums less the column sum, modulo ``2**width``."""
-    if layer.descriptor.flags & FLAG_OFFSET:
-        sums = 2 * sums[..., :-1] - sums[..., -1:]
-    if layer.value_bound < 1 << (width - 1):
-        return sums.astype(np.int32)
-    return wrap(sums.astype(np.int64), width)
+def values(sums: npt.NDArray[Any], block: Block, width: int) -> npt.NDArray[Any]:
+    """What thresholds see, with the channels' signs: the sums modulo ``2**width``."""
+    if block.value_bound < 1 << (width - 1):
+        return sums
+    return wrap(sums.astype(np.int64) * block.signs, width) * block.signs
 
 
 def wrap(numbers: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
@@ -285,68 +729,90 @@ def wrap(numbers: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
     return ((numbers + half) & ((1 << width) - 1)) - half
 
 
-def threshold_codes(numbers: npt.NDArray[np.signedinteger[Any]], layer: Layer) -> npt.NDArray[np.uint8]:
-    """Codes by the threshold units' binary search, most significant bit first; shape as ``numbers``."""
-    codes = np.zeros(numbers.shape, np.uint8)
-    levels = layer.thresholds.shape[1]
-    table = layer.thresholds.reshape(-1)
-    first_entry = np.arange(len(layer.thresholds), dtype=np.int32) * levels - 1
-    for plane in reversed(range(layer.descriptor.output_planes)):
+def ranks(numbers: npt.NDArray[Any], block: Block) -> npt.NDArray[np.uint8]:
+    """How many thresholds are reached, by the threshold units' binary search; of (windows, channels), the same shape.
+
+    Where the least rank is to be kept, it is complemented.
+    """
+    levels = block.thresholds.shape[1]
+    # Long rows are faster than short ones: those of several windows side by side.
+    side = math.gcd(len(numbers), 64)
+    numbers = numbers.reshape(len(numbers) // side, -1)
+    found = np.zeros(numbers.shape, np.uint8)
+    if block.ordered and levels <= _COUNTED_LEVELS:
+        for level in range(levels):
+            found += (numbers >= np.tile(block.thresholds[:, level], side)).view(np.uint8)
+        return found.reshape(-1, len(block.signs))
+    inverted = np.tile(block.inverted, side)
+    table = block.thresholds.reshape(-1)
+    first_entry = np.tile(np.arange(len(block.thresholds), dtype=np.int32) * levels - 1, side)
+    for plane in reversed(range(levels.bit_length())):
         bit = 1 << plane
-        first = 2 * bit == levels + 1
-        candidates = layer.thresholds[:, bit - 1] if first else table.take(first_entry + (codes | bit))
-        codes |= ((numbers >= candidates) ^ layer.negate).view(np.uint8) << plane
-    return codes
+        if 2 * bit == levels + 1:
+            candidates = np.tile(block.thresholds[:, bit - 1], side)
+        else:
+            candidates = table.take(first_entry + (found | bit))
+        found |= ((numbers >= candidates) ^ inverted).view(np.uint8) << plane
+    found = found.reshape(-1, len(block.signs))
+    return found if block.ordered else found ^ block.complement
 
 
-def pool_codes(codes: npt.NDArray[np.uint8], layer: Layer) -> npt.NDArray[np.uint8]:
-    """Greatest code, or least where ``pool_min``, of each pooling window: (images, height, width, channels)."""
-    descriptor = layer.descriptor
-    if descriptor.pool_area == 1:
-        return codes
-    # The least code is the greatest of the complements.
-    flip = np.where(layer.pool_min, 255, 0).astype(np.uint8)
-    codes = codes ^ flip
-    step_y, step_x = pool_stride(descriptor)
-    parts = [
-        codes[:, y:, x:][:, ::step_y, ::step_x][:, : descriptor.output_height, : descriptor.output_width]
-        for y in range(descriptor.pool_height)
-        for x in range(descriptor.pool_width)
-    ]
-    pooled = parts[0].copy()
-    for part in parts[1:]:
-        np.maximum(pooled, part, out=pooled)
-    return pooled ^ flip
+_COUNTED_LEVELS = 7
+"""Up to so many thresholds, comparing with all of them is faster than a search."""
 
 
-def layer_values(codes: npt.NDArray[np.uint8], layer: Layer, spec: ArraySpec) -> npt.NDArray[Any]:
-    """All stages of a layer.
+def block_values(codes: Sequence[npt.NDArray[np.uint8]], block: Block, spec: ArraySpec, out: npt.NDArray[Any]) -> None:
+    """All stages of a block.
 
     Parameters
     ----------
     codes
-        Input, shape (images, height, width, channels).
-    layer
+        What each operand reads, shape (images, height, width, lanes of granules).
+    block
         Its numbers.
     spec
         Array.
-
-    Returns
-    -------
-    outputs
-        Codes, ``uint8``, or raw results, ``int64``; shape (images, height, width, row tiles × rows).
+    out
+        Where codes or raw results go, shape (images, output pixels, channels).
     """
-    descriptor = layer.descriptor
-    windows = _windows(descriptor, 0)[0] * _windows(descriptor, 1)[0]
-    images = max(1, CHUNK_ELEMENTS // (windows * max(layer.weights.shape)))
-    shape = (len(codes), descriptor.output_height, descriptor.output_width, len(layer.negate))
-    outputs = np.empty(shape, np.int64 if descriptor.raw else np.uint8)
-    for start in range(0, len(codes), images):
-        part = slice(start, start + images)
-        fetched = fetch_windows(codes[part], descriptor, layer.weights.dtype)
-        numbers = values(accumulate(fetched, layer), layer, spec.accumulator_width)
-        outputs[part] = numbers if descriptor.raw else pool_codes(threshold_codes(numbers, layer), layer)
-    return outputs
+    windows = block.operands[0].windows
+    images = max(1, CHUNK_ELEMENTS // (out.shape[1] * max(block.operands[0].weights[0].shape)))
+    for start in range(0, len(out), images):
+        views = [
+            fetch_windows(each[start : start + images], operand.windows)
+            for each, operand in zip(codes, block.operands, strict=True)
+        ]
+        pooled: npt.NDArray[Any] = np.empty(0)
+        for pool in np.ndindex(windows.pool):
+            sums = accumulate(views[0][:, *pool], block.operands[0])
+            for view, operand in zip(views[1:], block.operands[1:], strict=True):
+                sums += accumulate(view[:, 0, 0], operand)
+            numbers = values(sums, block, spec.accumulator_width)
+            if not block.ordered:
+                numbers = ranks(numbers, block)
+            pooled = np.maximum(pooled, numbers, out=pooled) if any(pool) else numbers
+        if not block.raw:
+            pooled = ranks(pooled, block) if block.ordered else pooled
+            if block.complement.any():
+                pooled = pooled ^ block.complement
+            if block.table is not None:
+                pooled = block.table[pooled]
+                pooled[:, block.channels :] = 0
+        out[start : start + images] = pooled.reshape(-1, *out.shape[1:])
+
+
+def layer_values(stages: Sequence[npt.NDArray[Any]], layer: Layer, spec: ArraySpec) -> npt.NDArray[Any]:
+    """Output of a layer, shape (images, height, width, lanes), from the images' codes and all earlier outputs.
+
+    Codes have whole granules of channels, zero beyond the last one.
+    """
+    channels = layer.channels if layer.raw else granules_of(layer.channels) * GRANULE
+    pixels = layer.output_shape[0] * layer.output_shape[1]
+    outputs = np.empty((len(stages[0]), pixels, channels), np.int64 if layer.raw else np.uint8)
+    for block in layer.blocks:
+        codes = [stages[operand.source + 1] for operand in block.operands]
+        block_values(codes, block, spec, outputs[..., block.first : block.first + len(block.signs)])
+    return outputs.reshape(len(outputs), *layer.output_shape, channels)
 
 
 def network_values(
@@ -357,15 +823,23 @@ def network_values(
     Yields
     ------
     stages
-        For each group of images: the input codes, the output codes of each layer, which are the next one's input, and
-        the raw results of the last; each of shape (images, height, width, channels). Channels that only fill up a row
-        tile are included.
+        For each group of images: the input codes, the output codes of each layer, and the raw results of the last one;
+        each of shape (images, height, width, channels).
     """
     layers = read_layers(program)
+    channels = [program.input.stored_shape[2], *(layer.channels for layer in layers)]
+    for stages in _stages(program, layers, images, at_once):
+        yield [stage[..., :count] for stage, count in zip(stages, channels, strict=True)]
+
+
+def _stages(
+    program: Program, layers: Sequence[Layer], images: npt.NDArray[np.uint8], at_once: int
+) -> Iterator[list[npt.NDArray[Any]]]:
+    """As :func:`network_values`, of codes with whole granules of channels."""
     for start in range(0, len(images), at_once):
-        stages: list[npt.NDArray[Any]] = [program.input.codes(images[start : start + at_once])]
+        stages: list[npt.NDArray[Any]] = [place_channels(program.input.codes(images[start : start + at_once]))]
         for layer in layers:
-            stages.append(layer_values(stages[-1], layer, program.spec))
+            stages.append(layer_values(stages, layer, program.spec))
         yield stages
 
 
@@ -386,7 +860,7 @@ def execute(
     images
         ``uint8``, shape (n, channels, height, width).
     trace
-        Layers whose writes are listed; needs ``cycles``.
+        Numbers of the descriptors whose writes are listed; needs ``cycles``.
     cycles
         Predict cycles and counters too.
     keep
@@ -402,90 +876,136 @@ def execute(
     if len(images) == 0:
         raise BitwrightError("There are no images, expected at least one.")
     filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), images.dtype)])
-    runs: list[Execution] = []
-    for stages in network_values(program, filled, at_once=batch * -(-64 // batch)):
-        outputs = [stage[..., : layer.channels] for stage, layer in zip(stages[1:], program.parsed, strict=True)]
-        group = _timed(program, stages, outputs, trace) if cycles else _untimed(len(stages[0]) // batch)
-        for start, run in zip(range(0, len(filled), batch), group, strict=False):
-            real = slice(start, min(start + batch, start + len(images) - len(runs) * batch))
-            run.accumulators = outputs[-1][real].reshape(len(outputs[-1][real]), -1)
-            run.codes = [np.moveaxis(codes[real], -1, 1) for codes in outputs[:-1]] if keep else None
-            runs.append(run)
-    return runs
-
-
-def _untimed(runs: int) -> list[Execution]:
-    return [Execution(np.empty((0, 0), np.int64), 0, {}, []) for _ in range(runs)]
-
-
-def _timed(
-    program: Program, stages: list[npt.NDArray[Any]], outputs: list[npt.NDArray[Any]], trace: Collection[int]
-) -> list[Execution]:
-    """Cycles, counters and traced writes of the runs that have these inputs and outputs of all layers."""
-    runs = len(stages[0]) // program.batch
-
-    def nonzero(number: int) -> npt.NDArray[np.bool_]:
-        per_word = program.layers[number].input_channels_per_word
-        active = word_activity(stages[number], program.parsed[number], program.spec, per_word)
-        return active.reshape(runs, -1, *active.shape[2:])
-
-    def written(number: int) -> npt.NDArray[Any]:
-        return outputs[number].astype(np.int64).reshape(runs, -1, program.parsed[number].channels)
-
-    return timeline.run(program, runs, nonzero, written, trace)
+    layers = read_layers(program)
+    clock = _Clock(program, layers, trace) if cycles else None
+    results: list[npt.NDArray[np.int64]] = []
+    kept: list[list[npt.NDArray[np.uint8]]] = [[] for _ in layers[:-1]]
+    for stages in _stages(program, layers, filled, batch * -(-_images_at_once(layers) // batch)):
+        results.append(stages[-1].reshape(len(stages[-1]), -1))
+        if clock is not None:
+            clock.add(stages)
+        if keep:
+            for codes, layer, output in zip(kept, layers, stages[1:], strict=False):
+                codes.append(np.moveaxis(output[..., : layer.channels], -1, 1))
+    runs = len(filled) // batch
+    executions = timeline.untimed(runs) if clock is None else clock.executions(runs)
+    accumulators = np.concatenate(results)
+    outputs = [np.concatenate(codes) for codes in kept] if keep else []
+    for start, run in zip(range(0, len(images), batch), executions, strict=True):
+        real = slice(start, min(start + batch, len(images)))
+        run.accumulators = accumulators[real]
+        run.codes = [codes[real] for codes in outputs] if keep else None
+    return executions
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the cycle model asks
 
 
-def word_activity(
-    codes: npt.NDArray[np.uint8], layer: Descriptor, spec: ArraySpec, channels_per_word: int
-) -> npt.NDArray[np.bool_]:
-    """Which words of every window a column computes on: those inside the image and, with zero skip, not zero.
+def _images_at_once(layers: Sequence[Layer]) -> int:
+    """Many images of a small network, for long vectors, few of a large one, for little memory."""
+    windows = [block.operands[0] for layer in layers for block in layer.blocks]
+    elements = max(math.prod(each.windows.outputs + each.windows.pool) * len(each.weights[0]) for each in windows)
+    return min(512, max(32, CHUNK_IMAGES // elements))
+
+
+class _Clock:
+    """Collects what the cycle model needs, some images at a time."""
+
+    def __init__(self, program: Program, layers: Sequence[Layer], trace: Collection[int]) -> None:
+        self.program = program
+        self.parts = [part for layer in layers for part in layer.parts]
+        self.useful = [timeline.useful_lanes(program, part.number) for part in self.parts]
+        self.works: list[list[timeline.Work]] = [[] for _ in self.parts]
+        self.traced: dict[int, list[npt.NDArray[Any]]] = {number: [] for number in trace}
+
+    def add(self, stages: Sequence[npt.NDArray[Any]]) -> None:
+        """Take in the outputs of all layers for the images of some runs."""
+        spec, batch = self.program.spec, self.program.batch
+        activity = _part_activity(self.parts, stages, spec, batch)
+        for part, useful, works, active in zip(self.parts, self.useful, self.works, activity, strict=True):
+            if active is not None or not works:
+                works.append(timeline.part_work(part.descriptor, spec, useful, active))
+        for number, outputs in self.traced.items():
+            part, layer = self.parts[number], self.program.parts[number]
+            channels = stages[layer + 1][..., part.first : part.first + part.descriptor.channels]
+            outputs.append(channels.reshape(len(channels) // batch, -1, part.descriptor.channels))
+
+    def executions(self, runs: int) -> list[Execution]:
+        """Time all runs."""
+        works = [timeline.Work.join(works, self.program.spec.zero_skip) for works in self.works]
+        outputs = {number: np.concatenate(parts) for number, parts in self.traced.items()}
+        return timeline.run(self.program, runs, works, outputs)
+
+
+def first_activity(program: Program, images: npt.NDArray[np.uint8]) -> list[list[npt.NDArray[np.uint8]] | None]:
+    """Which words each part finds in its windows in the first run, as :func:`timeline.part_work` takes it.
+
+    Parameters
+    ----------
+    program
+        What to run.
+    images
+        ``uint8``, shape (n, channels, height, width): those of the first run, at least one.
+    """
+    first = images[: program.batch]
+    filled = np.concatenate([first, np.zeros((program.batch - len(first), *first.shape[1:]), first.dtype)])
+    layers = read_layers(program)
+    parts = [part for layer in layers for part in layer.parts]
+    (stages,) = _stages(program, layers, filled, program.batch)
+    return list(_part_activity(parts, stages, program.spec, program.batch))
+
+
+def _part_activity(
+    parts: Sequence[Part], stages: Sequence[npt.NDArray[Any]], spec: ArraySpec, batch: int
+) -> Iterator[list[npt.NDArray[np.uint8]] | None]:
+    """Activity of the words of each part, of its input and its residual; None for arrays without zero skip."""
+    active: dict[tuple[int, Windows], npt.NDArray[np.uint8]] = {}
+    for part in parts:
+        if spec.zero_skip == "off":
+            yield None
+            continue
+        for operand in part.operands:
+            key = operand.source, operand.windows
+            if key not in active:
+                words = word_activity(stages[operand.source + 1], operand.windows, spec)
+                active[key] = words.reshape(len(words), words.shape[1] // batch, -1)
+        yield [active[operand.source, operand.windows] for operand in part.operands]
+
+
+def word_activity(codes: npt.NDArray[np.uint8], windows: Windows, spec: ArraySpec) -> npt.NDArray[np.uint8]:
+    """Which planes of each word of every window are not zero.
 
     Parameters
     ----------
     codes
-        Input of the layer, shape (images, height, width, channels).
-    layer
-        Descriptor.
+        What the operand reads, shape (images, height, width, lanes of granules).
+    windows
+        Its windows.
     spec
         Array.
-    channels_per_word
-        Lanes used in a full word of the input.
 
     Returns
     -------
     active
-        Shape (images, windows, planes, window words): windows in the order in which the hardware walks them (output
-        row, output column, pooling row, pooling column), words in the order kernel row, kernel column, word.
+        ``uint8``, plane ``j`` in bit ``j``, shape (words of a plane, images, windows): windows in the order in which
+        the hardware walks them (output row, output column, pooling row, pooling column).
     """
-    ys = _walk(layer.start_y, layer.output_height, layer.output_y_step, layer.pool_height, layer.pool_y_step)
-    xs = _walk(layer.start_x, layer.output_width, layer.output_x_step, layer.pool_width, layer.pool_x_step)
-    # Axes: output row, output column, pooling row, pooling column, kernel row, kernel column.
-    y = ys[:, None, :, None, None, None] + np.arange(layer.kernel_height)[:, None] * layer.dilation
-    x = xs[None, :, None, :, None, None] + np.arange(layer.kernel_width) * layer.dilation
-    y, x = np.broadcast_arrays(y, x)
-    taps = layer.kernel_height * layer.kernel_width
-    y, x = y.reshape(-1, taps), x.reshape(-1, taps)
-    inside = (y >= 0) & (y < layer.input_height) & (x >= 0) & (x < layer.input_width)
-    shape = (len(codes), len(y), layer.activation_planes, taps, layer.input_words)
-    if spec.zero_skip == "off":
-        return np.broadcast_to(inside[:, None, :, None], shape).reshape(*shape[:3], -1)
-    present = _or_words(codes, channels_per_word)
-    present = present.reshape(len(codes), layer.input_height, layer.input_width, layer.input_words)
-    windows = np.where(inside[..., None], present[:, np.where(inside, y, 0), np.where(inside, x, 0)], 0)
-    planes = windows[:, :, None] >> np.arange(layer.activation_planes, dtype=np.uint8)[:, None, None] & 1
-    return planes.astype(bool).reshape(*shape[:3], -1)
-
-
-def _walk(start: int, outputs: int, output_step: int, pool: int, pool_step: int) -> npt.NDArray[np.int64]:
-    """Image coordinate of the first tap, by output and place in the pooling window."""
-    return start + np.add.outer(np.arange(outputs) * output_step, np.arange(pool) * pool_step)
-
-
-def _or_words(codes: npt.NDArray[np.uint8], channels_per_word: int) -> npt.NDArray[np.uint8]:
-    """Bitwise or of the codes of each word: bit ``j`` says whether plane ``j`` of the word has a bit set."""
-    starts = np.arange(0, codes.shape[-1], channels_per_word)
-    return np.bitwise_or.reduceat(codes, starts, axis=-1)
+    # A granule's four codes become one: bit j says whether plane j has a bit set there.
+    granules = np.ascontiguousarray(codes).view(np.uint32)
+    granules = granules | granules >> np.uint32(16)
+    granules = (granules | granules >> np.uint32(8)).astype(np.uint8)
+    # Images, output and pooling pixels, then granules in the order in which they are packed.
+    view = fetch_windows(granules, windows, lanes=1).transpose(0, 3, 4, 1, 2, 5, 6, 7)
+    walk, taps = view.shape[1:5], view.shape[5:]
+    count, per_word = math.prod(taps), spec.derived.granules
+    packed = np.zeros((len(codes), *walk, count + -count % per_word), np.uint8)
+    packed[..., :count].reshape(view.shape)[...] = view
+    # A word's granules are bytes: eight at once.
+    octets = packed.view(np.uint64).reshape(len(codes), math.prod(walk), -1, per_word // 8)
+    words = octets[..., 0]
+    for index in range(1, octets.shape[-1]):
+        words = words | octets[..., index]
+    for shift in (32, 16, 8):
+        words = words | words >> np.uint64(shift)
+    return words.transpose(2, 0, 1).astype(np.uint8, order="C")

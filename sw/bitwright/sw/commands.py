@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ from bitwright.hw.plan import Plan, plan
 from bitwright.hw.program import Program
 from bitwright.sim.backends import backend as rtl_backend
 from bitwright.sim.compare import compare
-from bitwright.sim.energy import EnergyReport, EnergyTable, estimate, estimate_plan, plan_activity
+from bitwright.sim.energy import EnergyReport, EnergyTable, activity, estimate, estimate_plan, plan_activity
 from bitwright.sim.execution import Execution
 from bitwright.sim.golden import execute
+from bitwright.sim.timeline import ACCOUNT
 from bitwright.sw import data
 from bitwright.sw.lowering import layer_shapes, lower
-from bitwright.sw.quantize import stages
 from bitwright.sw.report import Candidate, RunReport, Step, Verification
 from bitwright.sw.runs import Run, read_json, read_lines
 from bitwright.sw.search import Assignment, assemble, load_quantized
+from bitwright.sw.stages import stages
 from bitwright.sw.training import load_model
 
 LARGEST_BATCH = 16
@@ -147,7 +149,8 @@ def predictions(program: Program, executions: Sequence[Execution]) -> npt.NDArra
 def fingerprint(program: Program) -> str:
     """SHA-256 of all that the hardware is given, to tell whether a record belongs to a Program."""
     digest = hashlib.sha256(program.spec.to_json().encode())
-    for array in (program.descriptors, program.weights, program.thresholds):
+    memories = program.descriptors, program.weights, program.stream, program.thresholds, program.coefficients
+    for array in memories:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
@@ -177,12 +180,15 @@ def execute_program(
     """
     for number in trace:
         if not 0 <= number < len(program.layers):
-            raise BitwrightError(f"--trace is {number}, the Program has layers 0 to {len(program.layers) - 1}.")
+            raise BitwrightError(
+                f"--compare-writes is {number}, the Program has layers 0 to {len(program.layers) - 1}."
+            )
     if vcd is not None and backend == "golden":
         raise BitwrightError("The golden model has no waveform; give --backend verilator or pysim.")
     test = images_for(program, count)
+    traced = [part for part, layer in enumerate(program.parts) if layer in trace]
     started = time.perf_counter()
-    golden = execute(program, test.images, trace=trace)
+    golden = execute(program, test.images, trace=traced)
     seconds = time.perf_counter() - started
     result: dict[str, Any] = {
         "program": fingerprint(program),
@@ -193,26 +199,38 @@ def execute_program(
         "cycles_per_image": sum(run.cycles for run in golden) / len(test.images),
         "golden_seconds": seconds,
         "seconds": seconds,
-        "layers": _layer_counters(golden),
+        "bit_products_per_cycle": program.spec.rows * program.spec.columns * program.spec.lanes,
+        "layers": _layer_counters(program, golden),
     }
     if backend != "golden":
         started = time.perf_counter()
         machine = rtl_backend(backend, program.spec, vcd)
         built = time.perf_counter()
-        executed = machine.run(program, test.images, trace)
+        executed = machine.run(program, test.images, traced)
         result |= {"build_seconds": built - started, "seconds": time.perf_counter() - built}
         result |= _differences(golden, executed)
     return result
 
 
-def _layer_counters(executions: Sequence[Execution]) -> list[dict[str, Any]]:
-    """Counters of each layer, over all runs."""
-    layers = []
-    for parts in zip(*(run.layers for run in executions), strict=True):
-        counters = {name: sum(part.counters[name] for part in parts) for name in parts[0].counters}
-        counters["cycles"] = sum(part.end - part.start for part in parts)
-        layers.append({"name": parts[0].name, "counters": counters})
-    return layers
+def _layer_counters(program: Program, executions: Sequence[Execution]) -> list[dict[str, Any]]:
+    """Counters and account of each layer, over all runs, and in how many descriptors it was computed.
+
+    The account says what the layer's cycles were spent on, by the names of ``timeline.ACCOUNT``, in bit products that
+    the array could have computed.
+    """
+    work = activity(program, executions)
+    accounts: list[Counter[str]] = [Counter() for _ in program.layers]
+    for part in (part for run in executions for part in run.layers):
+        accounts[part.layer].update(part.account or {})
+    return [
+        {
+            "name": layer.info.name,
+            "parts": len(layer.parts),
+            "counters": layer.counters,
+            "account": {name: account[name] for name in ACCOUNT},
+        }
+        for layer, account in zip(work.layers, accounts, strict=True)
+    ]
 
 
 def _differences(golden: Sequence[Execution], executed: Sequence[Execution]) -> dict[str, Any]:

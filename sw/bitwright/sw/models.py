@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from bitwright.hw.errors import BitwrightError
+from bitwright.sw.residual import Residual, Shortcut
 
 Shape = tuple[int, int, int]
 
@@ -21,7 +22,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "hardtanh": nn.Hardt
 
 
 class _Builder:
-    """Appends layers with names such as ``conv1``, ``bn1``, ``act1``, and keeps the shape."""
+    """Appends layers with names such as ``conv1``, ``bn1``, ``act1``, ``block1.conv1``, and keeps the shape."""
 
     def __init__(self, model: str, shape: Shape, activation: str) -> None:
         if activation not in ACTIVATIONS:
@@ -44,6 +45,27 @@ class _Builder:
         self._shape = (channels, size[0], size[1])
         self._add("bn", nn.BatchNorm2d(channels))
         self._add("act", self._activation())
+        return self
+
+    def block(self, channels: int, stride: int = 1) -> "_Builder":
+        """Residual block of two padded 3 × 3 convolutions; the shortcut enters before the second batch norm."""
+        modules = OrderedDict[str, nn.Module](
+            conv1=nn.Conv2d(self._shape[0], channels, 3, stride, padding=1, bias=False),
+            bn1=nn.BatchNorm2d(channels),
+            act1=self._activation(),
+            conv2=nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            add=Shortcut(stride),
+            bn2=nn.BatchNorm2d(channels),
+            act2=self._activation(),
+        )
+        self._add("block", Residual(modules))
+        self._shape = (channels, -(-self._shape[1] // stride), -(-self._shape[2] // stride))
+        return self
+
+    def average(self) -> "_Builder":
+        """Average pooling of whole images, before a fully connected layer."""
+        self._add("average", nn.AvgPool2d(self._shape[1:]))
+        self._shape = (self._shape[0], 1, 1)
         return self
 
     def linear(self, features: int) -> "_Builder":
@@ -112,8 +134,45 @@ def cnv(
     return layers.linear(hidden).linear(hidden).finish(classes)
 
 
+def vgg_small(
+    in_shape: Shape, classes: int, *, channels: Sequence[int] = (128, 256, 512), activation: str = "relu"
+) -> nn.Sequential:
+    """VGG-small, 128-128-MP-256-256-MP-512-512-MP-10 of padded 3 × 3 convolutions, for images of 32 × 32 pixels.
+
+    Layers and their order are those of the script of the LQ-Nets authors (arXiv 1807.10029). That other papers which
+    report a "VGG-small" or "VGG-7", also for DoReFa, mean exactly this network is unverified: some have one more fully
+    connected layer. Those scripts keep the first and the last layer in float; here a recipe decides.
+    """
+    layers = _Builder("vgg_small", in_shape, activation)
+    for count in channels:
+        layers.convolution(count, 3, padding=1).convolution(count, 3, padding=1, pool=True)
+    return layers.finish(classes)
+
+
+def resnet20(
+    in_shape: Shape,
+    classes: int,
+    *,
+    channels: Sequence[int] = (16, 32, 64),
+    blocks: int = 3,
+    activation: str = "relu",
+) -> nn.Sequential:
+    """ResNet-20 of He et al. (arXiv 1512.03385, section 4.2), for images of 32 × 32 pixels.
+
+    A padded 3 × 3 convolution, ``blocks`` residual blocks of two more for each of ``channels``, the first of each
+    further stage at stride 2, average pooling, one fully connected layer. Shortcuts are the paper's option A: they have
+    no weights, subsample, and leave added channels alone. Unlike the paper, the shortcut is added before the second
+    batch norm of a block and not after it, where integers can be added exactly (see :mod:`bitwright.sw.residual`).
+    """
+    layers = _Builder("resnet20", in_shape, activation).convolution(channels[0], 3, padding=1)
+    for stage, count in enumerate(channels):
+        for block in range(blocks):
+            layers.block(count, stride=2 if stage > 0 and block == 0 else 1)
+    return layers.average().finish(classes)
+
+
 MODELS: dict[str, Callable[..., nn.Sequential]] = {
-    builder.__name__: builder for builder in (mlp, digits_cnn, lenet5, cnv)
+    builder.__name__: builder for builder in (mlp, digits_cnn, lenet5, cnv, vgg_small, resnet20)
 }
 
 

@@ -1,12 +1,9 @@
 """From a float network to a quantized one: methods and bits for every layer, by one recipe.
 
-A network is an ``nn.Sequential``, nested at will, of stages: a convolution or fully connected layer, then in this order
-
-    max pooling (optional) ► batch norm (optional) ► activation ► max pooling (optional, unless before)
-
-with flattening and dropout between stages. The last stage has no activation and no pooling. Quantization keeps all
-names: activations become :class:`~bitwright.sw.quantizers.ActivationQuantizer` modules in the same places, weights are
-parametrized (``torch.nn.utils.parametrize``), and an ``input`` module that takes pixels comes first.
+Quantization keeps all names: activations become :class:`~bitwright.sw.quantizers.ActivationQuantizer` modules in the
+same places, weights are parametrized (``torch.nn.utils.parametrize``), shortcuts of residual blocks learn in which
+units to add, and an ``input`` module that takes pixels comes first. What networks may look like is told in
+:mod:`bitwright.sw.stages`.
 """
 
 import copy
@@ -24,12 +21,13 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.sw.quantizers import ActivationQuantizer, ImageInput, Method, WeightCodes, WeightQuantizer, method
+from bitwright.hw.isa import has_coefficients
+from bitwright.sw.basis import BasisActivation
+from bitwright.sw.quantizers import ActivationQuantizer, ImageInput, Method, method
+from bitwright.sw.residual import QuantizedShortcut
+from bitwright.sw.stages import Stage, Values, execute, expect, parametrized, stages, walk
 
 INPUT_NAME = "input"
-SUPPORTED = (
-    "Conv2d, Linear, BatchNorm1d, BatchNorm2d, MaxPool2d, ReLU, Hardtanh, Flatten, Dropout, Identity and quantizers"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,63 +66,6 @@ class _LayerRecipe:
     activation_bits: int | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One layer of a network with what follows it, as one pass of the hardware computes it.
-
-    Attributes
-    ----------
-    name
-        Name of ``layer``, with dots where Sequentials are nested.
-    layer
-        Convolution or fully connected layer, quantized or not.
-    source
-        Module that makes the layer's input: the image input or an activation; None where a float network begins.
-    source_name
-        Name of ``source``.
-    flattened
-        Whether the input is flattened first, in the order channel, row, column.
-    pool, pool_first
-        Max pooling, and whether it comes before batch norm and activation.
-    norm
-        Batch norm.
-    activation
-        Activation function or quantizer; None in the last stage.
-    """
-
-    name: str
-    layer: nn.Conv2d | nn.Linear
-    source: nn.Module | None = None
-    source_name: str = ""
-    flattened: bool = False
-    pool: nn.MaxPool2d | None = None
-    pool_first: bool = False
-    norm: nn.BatchNorm1d | nn.BatchNorm2d | None = None
-    activation: nn.Module | None = None
-
-    @property
-    def weight_quantizer(self) -> WeightQuantizer | None:
-        """Quantizer of the layer's weight; None in float."""
-        return _parametrized(self.layer)[0]
-
-    @property
-    def input_quantizer(self) -> ActivationQuantizer | ImageInput | None:
-        """Quantizer of the layer's input; None in float."""
-        return self.source if isinstance(self.source, (ActivationQuantizer, ImageInput)) else None
-
-    @property
-    def real_weight(self) -> Tensor:
-        """Weight before quantization."""
-        return _parametrized(self.layer)[1]
-
-    def weight_codes(self) -> WeightCodes:
-        """Integers and scales of the layer's weight, which must be quantized."""
-        quantizer, weight = _parametrized(self.layer)
-        if quantizer is None:
-            raise BitwrightError(f"The weights of layer {self.name!r} are not quantized; give them bits.")
-        return quantizer.codes(weight)
-
-
 class PaddedConv2d(nn.Conv2d):
     """A convolution that pads with the value of code 0 of its input, as the hardware does.
 
@@ -144,7 +85,7 @@ class PaddedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Pad, then convolve."""
         padded = functional.pad(x, self._reversed_padding_repeated_twice, value=float(self._source[0].offset()))
-        return functional.conv2d(padded, self.weight, self.bias, self.stride)
+        return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def quantize(model: nn.Module, recipe: Recipe) -> nn.Sequential:
@@ -186,82 +127,29 @@ def quantize(model: nn.Module, recipe: Recipe) -> nn.Sequential:
         if isinstance(layer, nn.Conv2d) and source is not None and source.offset() and any(layer.padding):
             _replace(network, stage.name, PaddedConv2d(layer, source))
     for stage, choice in zip(stages(network), recipes, strict=True):
-        if choice.weight_bits is not None:
+        if choice.weight_bits is not None and stage.weighted:
             with _naming(stage.name):
                 quantizer = choice.weights.weights(choice.weight_bits)
-            quantizer.fit(stage.layer.weight)
+            quantizer.fit(stage.weight)
             parametrize.register_parametrization(stage.layer, "weight", quantizer)
-    return network.train(model.training)
-
-
-def stages(model: nn.Module) -> list[Stage]:
-    """Take a network apart into its stages, float or quantized.
-
-    Raises
-    ------
-    BitwrightError
-        If a module, its settings or its place are not supported.
-    """
-    if not isinstance(model, nn.Sequential):
-        raise BitwrightError(
-            f"The model is a {type(model).__name__}, expected an nn.Sequential; write its layers as one, in order."
-        )
-    found: list[Stage] = []
-    current: dict[str, Any] = {}  # the stage being read
-    source: nn.Module | None = None
-    source_name = ""
-    flattened = False
-    for name, module in _leaves(model):
-        _check_settings(name, module)
-        if isinstance(module, (nn.Dropout, nn.Identity)):
+    for stage in stages(network):
+        weight, inner, outer = stage.weight_quantizer, stage.input_quantizer, stage.addend_quantizer
+        if stage.shortcut is None or weight is None or inner is None or outer is None:
             continue
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            if current:
-                _expect(source is not None, current["name"], "has no activation before the next layer; add one")
-                found.append(Stage(**current))
-            flat_before = flattened or (bool(found) and isinstance(found[-1].layer, nn.Linear))
-            if isinstance(module, nn.Linear):
-                _expect(flat_before, name, "has no flat input; put an nn.Flatten before it")
-            else:
-                _expect(not flat_before, name, "is a convolution with a flat input; convolve before nn.Flatten")
-            current = {"name": name, "layer": module, "source": source, "source_name": source_name}
-            current["flattened"] = flattened
-            source, source_name, flattened = None, "", False
-        elif isinstance(module, ImageInput):
-            _expect(not current and source is None, name, "is an ImageInput within the network; put it first")
-            source, source_name = module, name
-        elif isinstance(module, nn.Flatten):
-            _expect(not current or source is not None, name, "flattens before an activation; put it after")
-            flattened = True
-        else:
-            _expect(bool(current), name, "comes before the first convolution or fully connected layer; remove it")
-            _expect(not flattened, name, f"is a {_kind(module)} after nn.Flatten; put it before")
-            if isinstance(module, nn.MaxPool2d):
-                _expect("pool" not in current, name, "is a second pooling in one stage; keep one")
-                # Between batch norm and activation is as good as after the activation, which never decreases.
-                current |= {"pool": module, "pool_first": source is None and "norm" not in current}
-                continue
-            _expect(source is None, name, f"is a {_kind(module)} after an activation; put it before or remove it")
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                fitting = nn.BatchNorm2d if isinstance(current["layer"], nn.Conv2d) else nn.BatchNorm1d
-                _expect("norm" not in current, name, "is a second batch norm in one stage; keep one")
-                _expect(isinstance(module, fitting), name, f"is a {_kind(module)}, expected {fitting.__name__} there")
-                current["norm"] = module
-            else:
-                current["activation"] = module
-                source, source_name = module, name
-    if not current:
-        raise BitwrightError("The model has no convolution and no fully connected layer; add one.")
-    _expect(source is None and not flattened, current["name"], "is the last layer; remove what follows its batch norm")
-    _expect(
-        "pool" not in current, current["name"], "is the last layer and is pooled; add an activation and a last layer"
-    )
-    return [*found, Stage(**current)]
+        # Numbers with a basis have no common unit to add in; lowering refuses them.
+        if not (
+            has_coefficients(weight.encoding)
+            or isinstance(inner, BasisActivation)
+            or isinstance(outer, BasisActivation)
+        ):
+            assert isinstance(stage.layer, nn.Conv2d)
+            _replace(network, stage.shortcut_name, QuantizedShortcut(stage.shortcut, stage.layer, inner, outer))
+    return network.train(model.training)
 
 
 @torch.no_grad()
 def calibrate(model: nn.Sequential, images: Tensor) -> None:
-    """Set the scales of activation quantizers that have an adjustable one, from first to last.
+    """Set the scales of activation quantizers that have an adjustable one, and of shortcuts, from first to last.
 
     In evaluation mode each such quantizer gets the smallest power of two that covers 99.9 % of the non-zero outputs for
     these images, given the quantized layers before it. All images go through the network at once.
@@ -280,17 +168,19 @@ def calibrate(model: nn.Sequential, images: Tensor) -> None:
     """
     training = model.training
     model.eval()
-    values = images.to(next(model.parameters()).device)
-    for name, module in _leaves(model):
+    values: Values = (images.to(next(model.parameters()).device),)
+    for name, module in walk(model):
         if isinstance(module, ActivationQuantizer):
-            finite = bool(values.isfinite().all())
-            _expect(finite, name, "reads values that are NaN or infinite; train with a lower learning rate")
-            module.fit(values)
+            finite = bool(values[0].isfinite().all())
+            expect(finite, name, "reads values that are NaN or infinite; train with a lower learning rate")
+            module.fit(values[0])
+        elif isinstance(module, QuantizedShortcut):
+            module.fit()
         try:
-            values = module(values)
+            values = execute([module], values)
         except RuntimeError as error:
-            shape, reason = tuple(values.shape), str(error).split("\n")[0].rstrip(".")
-            _expect(False, name, f"does not take values of shape {shape} ({reason}); correct the layer or the images")
+            shape, reason = tuple(values[0].shape), str(error).split("\n")[0].rstrip(".")
+            expect(False, name, f"does not take values of shape {shape} ({reason}); correct the layer or the images")
     model.train(training)
 
 
@@ -298,7 +188,7 @@ def calibrate(model: nn.Sequential, images: Tensor) -> None:
 def clip_weights(model: nn.Module) -> None:
     """Clip the real weights of methods that ask for it; to call after every update of the optimizer."""
     for module in model.modules():
-        quantizer, weight = _parametrized(module)
+        quantizer, weight = parametrized(module)
         if quantizer is not None and quantizer.CLIP:
             weight.clamp_(-quantizer.limit(), quantizer.limit())
 
@@ -334,71 +224,16 @@ def summary(model: nn.Module) -> str:
         ("layer", "kind", "weights", "weight bits", "encoding", "input bits", "input planes", "kbit")
     ]
     for stage, bits in zip(stages(model), bit_assignment(model), strict=True):
-        shape, kind = tuple(stage.layer.weight.shape), "conv" if isinstance(stage.layer, nn.Conv2d) else "linear"
-        size = stage.layer.weight.numel() * (bits["weight_planes"] or torch.finfo(stage.layer.weight.dtype).bits)
-        cells = (bits[key] for key in ("weight_bits", "encoding", "input_bits", "input_planes"))
+        kind = "conv" if isinstance(stage.layer, nn.Conv2d) else "linear" if stage.weighted else "average"
+        size = stage.weight.numel() * (bits["weight_planes"] or torch.finfo(stage.weight.dtype).bits)
+        cells = [bits[key] for key in ("weight_bits", "encoding", "input_bits", "input_planes")]
         shown = ["float" if cell is None else str(cell) for cell in cells]
-        rows.append((stage.name, kind, " × ".join(map(str, shape)), *shown, f"{size / 1000:.1f}"))
+        if not stage.weighted:
+            shown[:2] = "none", "none"
+        shape = " × ".join(map(str, stage.weight.shape)) if stage.weighted else "none"
+        rows.append((stage.name, kind, shape, *shown, f"{size / 1000:.1f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _leaves(model: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Modules in order of execution, with their dotted names."""
-    for key, module in model._modules.items():  # unlike named_children() this repeats a module that occurs twice
-        if type(module) is nn.Sequential:
-            yield from _leaves(module, f"{prefix}{key}.")
-        elif module is not None:
-            yield prefix + key, module
-
-
-def _parametrized(layer: Any) -> tuple[WeightQuantizer | None, Tensor]:
-    """Give the quantizer of a layer's weight, if it has one, and the weight before quantization."""
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None, getattr(layer, "weight", torch.empty(0))
-    chain = layer.parametrizations["weight"]
-    return (chain[0] if isinstance(chain[0], WeightQuantizer) else None), chain.original
-
-
-def _expect(holds: bool, name: str, sentence: str) -> None:
-    if not holds:
-        raise BitwrightError(f"Layer {name!r} {sentence}.")
-
-
-def _kind(module: nn.Module) -> str:
-    return type(module).__name__
-
-
-def _check_settings(name: str, module: nn.Module) -> None:
-    """Refuse types and settings of modules that are not supported."""
-    activations = nn.ReLU, nn.Hardtanh, ActivationQuantizer
-    others = nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout, nn.Identity, ImageInput
-    if isinstance(module, nn.Conv2d):
-        if isinstance(module.padding, str) or module.padding_mode != "zeros":
-            shown = f"{module.padding!r}, mode {module.padding_mode!r}"
-            _expect(False, name, f"has padding {shown}, expected numbers and mode 'zeros'")
-        _expect(module.groups == 1, name, f"has {module.groups} groups, expected 1")
-        _expect(module.dilation == (1, 1), name, f"has dilation {module.dilation}, expected 1")
-    elif isinstance(module, nn.MaxPool2d):
-        kernel, stride = _pair(module.kernel_size), _pair(module.stride)
-        _expect(kernel in ((2, 2), (3, 3)), name, f"pools {kernel[0]} × {kernel[1]}, expected 2 × 2 or 3 × 3")
-        _expect(min(stride) >= 1, name, f"has stride {stride}, expected at least 1")
-        plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
-        plain = plain and not module.ceil_mode and not module.return_indices
-        _expect(plain, name, "pools with padding, dilation, ceil_mode or return_indices, expected none of them")
-    elif isinstance(module, nn.Flatten):
-        _expect((module.start_dim, module.end_dim) == (1, -1), name, "flattens some axes, expected all but the first")
-    elif not isinstance(module, (*activations, *others)) or isinstance(module, nn.ReLU6):
-        _expect(False, name, f"is a {_kind(module)}, which is not supported; supported are {SUPPORTED}")
-    if isinstance(module, nn.Hardtanh):
-        limits = module.min_val, module.max_val
-        _expect(limits == (-1, 1), name, f"is a Hardtanh from {limits[0]} to {limits[1]}, expected -1 to 1")
-    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        _expect(module.running_mean is not None, name, "has no running statistics; set track_running_stats")
-
-
-def _pair(value: int | Iterable[int]) -> tuple[int, ...]:
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _check_float(float_stages: list[Stage]) -> None:
@@ -406,11 +241,11 @@ def _check_float(float_stages: list[Stage]) -> None:
     names: dict[int, str] = {}
     for stage in float_stages:
         first = names.setdefault(id(stage.layer), stage.name)
-        _expect(first == stage.name, stage.name, f"is the same module as {first!r}; make each layer its own")
+        expect(first == stage.name, stage.name, f"is the same module as {first!r}; make each layer its own")
         quantized = parametrize.is_parametrized(stage.layer)
-        _expect(not quantized, stage.name, "is already parametrized; quantize the float model instead")
-        finite = bool(stage.layer.weight.isfinite().all())
-        _expect(finite, stage.name, "has weights that are NaN or infinite; train with a lower learning rate")
+        expect(not quantized, stage.name, "is already parametrized; quantize the float model instead")
+        finite = bool(stage.weight.isfinite().all())
+        expect(finite, stage.name, "has weights that are NaN or infinite; train with a lower learning rate")
 
 
 def _layer_recipes(recipe: Recipe, names: list[str]) -> list[_LayerRecipe]:
@@ -450,9 +285,9 @@ def _with_input(model: nn.Module, bits: int | None) -> nn.Sequential:
     if isinstance(first.source, ImageInput):
         _replace(network, first.source_name, ImageInput(bits, first.source.low, first.source.high))
     else:
-        _expect(INPUT_NAME not in network._modules, INPUT_NAME, "has the name of the image input; rename it")
+        expect(INPUT_NAME not in network._modules, INPUT_NAME, "has the name of the image input; rename it")
         network = nn.Sequential(OrderedDict({INPUT_NAME: ImageInput(bits)} | network._modules))
-    return network.to(first.layer.weight)
+    return network.to(first.weight)
 
 
 def _replace(network: nn.Sequential, name: str, module: nn.Module) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.sim.energy import BETWEEN, HOST, EnergyReport
+from bitwright.sim.timeline import ACCOUNT
 
 if TYPE_CHECKING:
     import altair
@@ -31,6 +32,8 @@ COMPONENT_COLOURS = [
     "#bdb4cf",
     "#5f636b",
     "#d9b44a",
+    "#8c5a2b",
+    "#9fd0c9",
 ]
 WIDTH = 940
 """Width of a chart, in pixels."""
@@ -200,13 +203,15 @@ def _run_context(run: RunReport, key: str, charts: dict[str, Any]) -> dict[str, 
     charts[f"{key}-components"] = _component_chart(run).to_dict()
     if run.candidates:
         charts[f"{key}-front"] = _front_chart(run).to_dict()
+    if any(layer.account for layer in run.energy.activity.layers):
+        charts[f"{key}-cycles"] = _cycles_chart(run).to_dict()
     if run.trace:
         charts[f"{key}-trace"] = _trace_chart(run).to_dict()
     spec = run.energy.activity.spec
     cycles = run.energy.activity.cycles / run.energy.activity.images
     products = spec.rows * spec.columns * spec.lanes
     layers = [_layer_row(run, index) for index in range(len(run.energy.activity.layers))]
-    needed = sum(layer["passes"] * layer["macs"] for layer in layers)
+    needed = sum(layer["needed"] for layer in layers)
     accepted = sum(step.accepted for step in run.trace)
     return {
         "name": run.name,
@@ -220,6 +225,7 @@ def _run_context(run: RunReport, key: str, charts: dict[str, Any]) -> dict[str, 
         "energy": _energy_table(run.energy),
         "bit_products": products,
         "cycles": cycles,
+        "cycles_chart": f"{key}-cycles" if f"{key}-cycles" in charts else None,
         "utilization": needed / (cycles * products),
         "confusion": _confusion_cells(run.confusion),
         "confusion_note": f"{run.images:,} test images through the Program; true class by row, predicted by column.",
@@ -273,24 +279,29 @@ def _layer_row(run: RunReport, index: int) -> dict[str, Any]:
     work = run.energy.activity
     layer, spec, images = work.layers[index], work.spec, work.images
     info, counters = layer.info, layer.counters
-    passes = info.weight_planes * info.input_planes
+    needed = info.weight_planes * info.input_planes * info.macs
     cycles = counters["cycles"] / images
     shape = f"{_shape(info.in_shape)} → {_shape(info.out_shape)}"
     if info.kind == "conv":
         shape += f", {info.kernel[0]}×{info.kernel[1]}"
     if info.pool != (1, 1):
         shape += f", max {info.pool[0]}×{info.pool[1]}"
+    if info.groups > 1:
+        shape += f", {info.groups} groups"
+    if info.residual_source is not None:
+        shape += f", + {work.layers[info.residual_source].info.name}"
     return {
         "name": info.name,
         "shape": shape,
         "weight_bits": info.weight_bits,
         "input_bits": info.input_planes,
-        "passes": passes,
+        "passes": len(layer.parts[0].descriptor.passes),
         "macs": info.macs,
+        "needed": needed,
         "weights": info.conv_shape[0] * info.fan_in,
         "cycles": cycles,
         "share": counters["cycles"] / work.cycles,
-        "utilization": passes * info.macs / (cycles * spec.rows * spec.columns * spec.lanes),
+        "utilization": needed / (cycles * spec.rows * spec.columns * spec.lanes),
         "stalled": counters["stalls"] / counters["cycles"],
         "computed": counters["computed"] / images,
         "gated": counters["gated"] / images,
@@ -513,6 +524,33 @@ def _component_chart(run: RunReport) -> "altair.TopLevelMixin":
         )
     )
     return _styled(chart, 52 * len(bars))
+
+
+def _cycles_chart(run: RunReport) -> "altair.TopLevelMixin":
+    import altair
+
+    work = run.energy.activity
+    products = work.spec.rows * work.spec.columns * work.spec.lanes * work.images
+    causes = [cause.replace("_", " ") for cause in ACCOUNT]
+    rows = [
+        {"layer": layer.info.name, "spent": cause.replace("_", " "), "cycles": count / products, "order": index}
+        for layer in work.layers
+        for index, (cause, count) in enumerate(layer.account.items())
+    ]
+    chart = (
+        altair.Chart(altair.Data(values=rows))
+        .mark_bar(height=14)
+        .encode(
+            x=altair.X("sum(cycles):Q", title="cycles per image"),
+            y=altair.Y("layer:N", title=None, sort=[layer.info.name for layer in work.layers]).axis(ticks=False),
+            color=altair.Color("spent:N", title=None, sort=causes)
+            .scale(domain=causes, range=COMPONENT_COLOURS)
+            .legend(orient="bottom", columns=5),
+            order=altair.Order("order:Q"),
+            tooltip=["layer:N", "spent:N", altair.Tooltip("sum(cycles):Q", title="cycles", format=",.1f")],
+        )
+    )
+    return _styled(chart, 22 * len(work.layers))
 
 
 def _trace_chart(run: RunReport) -> "altair.TopLevelMixin":

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,9 +26,11 @@ from torch import Tensor, nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.sw.config import SearchConfig
-from bitwright.sw.quantize import Recipe, calibrate, quantize, stages
+from bitwright.sw.quantize import Recipe, calibrate, quantize
 from bitwright.sw.quantizers import ActivationQuantizer, method
+from bitwright.sw.residual import QuantizedShortcut, Residual
 from bitwright.sw.runs import Run, load_parameters, read_json, read_lines, save_tensors, write_json, write_lines
+from bitwright.sw.stages import Values, execute, stages, walk
 from bitwright.sw.training import (
     EVALUATION_BATCH,
     Images,
@@ -54,7 +56,7 @@ class SearchResult:
     Attributes
     ----------
     bits
-        Bits found, ``{layer: {"input": bits, "weight": bits}}``.
+        Bits found, ``{layer: {"input": bits, "weight": bits}}``; None for the weights that an average pooling lacks.
     validation_accuracy, test_accuracy
         Of the network found, 0..1. The test images took no part in the search.
     float_validation_accuracy, float_test_accuracy
@@ -110,9 +112,9 @@ def search(folder: str | Path, progress: bool = True, data_root: str | Path | No
     images = Images.load(run.config.data, data_root)
     with repeatable(run.config.train.threads), stopping(f"The search in {run.folder}"), progress_bar(progress) as bar:
         greedy = _Search(run, images)
-        task = bar.add_task("search", total=2 * len(greedy.layers))
+        task = bar.add_task("search", total=sum(map(len, greedy.searched)))
         for index, layer in enumerate(greedy.layers):
-            for which in ("input", "weight"):
+            for which in greedy.searched[index]:
                 bar.update(task, description=f"{layer} {which}")
                 greedy.settle(index, which)
                 bar.advance(task)
@@ -153,15 +155,33 @@ def assemble(network: nn.Sequential, bits: Assignment, settings: SearchConfig) -
     return quantize(network, Recipe(weights=settings.weights, activations=settings.activations, layers=layers)).eval()
 
 
-def segments(network: nn.Sequential) -> list[nn.Sequential]:
-    """Cut a network before the source of each layer's input; a segment has one convolution or linear layer."""
+class Segment(nn.Module):
+    """Successive modules of a network, as :func:`bitwright.sw.stages.walk` gives them.
+
+    Takes and gives a tensor, or where residual blocks are open the :data:`~bitwright.sw.stages.Values`.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.steps = tuple(modules)
+        # A residual block only marks a place here; its modules are those of the segments that it reaches over.
+        self.owned = nn.ModuleList(module for module in modules if not isinstance(module, Residual))
+
+    def forward(self, values: Tensor | Values) -> Tensor | Values:
+        """Run the modules."""
+        values = execute(self.steps, values if isinstance(values, tuple) else (values,))
+        return values if len(values) > 1 else next(iter(values))
+
+
+def segments(network: nn.Sequential) -> list[Segment]:
+    """Cut a network before the source of each layer's input; a segment has one layer."""
     sources = [stage.source for stage in stages(network)]
     found: list[list[nn.Module]] = []
-    for module in _flat(network):
+    for _, module in walk(network):
         if any(module is source for source in sources):
             found.append([])
         found[-1].append(module)
-    return [nn.Sequential(*modules) for modules in found]
+    return [Segment(modules) for modules in found]
 
 
 def fewest_bits(passes: Callable[[int], bool], lowest: int, highest: int, order: str) -> int:
@@ -200,6 +220,8 @@ class _Search:
         Float network; fine-tuning replaces it.
     layers
         Names of its layers.
+    searched
+        Whose bits to search in each: ``input``, and ``weight`` where there are weights.
     bits
         Bits settled so far.
     """
@@ -212,7 +234,9 @@ class _Search:
         self._run, self._images, self._settings = run, images, run.config.search
         self._device = pick_device(run.config.train.device)
         self.network = load_model(run.folder).to(self._device)
-        self.layers = [stage.name for stage in stages(self.network)]
+        found = stages(self.network)
+        self.layers = [stage.name for stage in found]
+        self.searched = [("input", "weight") if stage.weighted else ("input",) for stage in found]
         self.bits: dict[str, dict[str, int | None]] = {layer: {"input": None, "weight": None} for layer in self.layers}
         self._trace = self._earlier_trace()
         self._judged = 0  # lines of the trace passed in this process, replayed or new
@@ -221,8 +245,8 @@ class _Search:
 
         count = self._settings.validation_images
         pixels, self._labels = images.validation_pixels[:count], images.validation_labels[:count]
-        self._inputs = [batch.to(self._device) for batch in pixels.split(EVALUATION_BATCH)]
-        self._calibration = images.train_pixels[: self._settings.calibration_images].to(self._device)
+        self._inputs: list[Tensor | Values] = [batch.to(self._device) for batch in pixels.split(EVALUATION_BATCH)]
+        self._calibration: Tensor | Values = images.train_pixels[: self._settings.calibration_images].to(self._device)
         self._float_accuracy = evaluate(self.network, pixels, self._labels), self._test(self.network)
         correct = round(self._float_accuracy[0] * len(self._labels))
         self._needed = math.ceil(Fraction(str(self._settings.relative_accuracy)) * correct)
@@ -354,12 +378,15 @@ class _Search:
     def _assembled(self, network: nn.Sequential, bits: Assignment, index: int) -> nn.Sequential:
         """Quantized network, with the scales of frozen layers, and that of layer ``index`` from what enters it."""
         quantized = assemble(network, bits, self._settings)
+        entering, *_ = self._calibration if isinstance(self._calibration, tuple) else (self._calibration,)
         for layer, stage in enumerate(stages(quantized)):
             if isinstance(stage.source, ActivationQuantizer):
                 if layer < index:
                     stage.source.set_extra_state(self._scales[stage.name])
                 else:
-                    stage.source.fit(self._calibration)
+                    stage.source.fit(entering)
+            if isinstance(stage.shortcut, QuantizedShortcut):
+                stage.shortcut.fit()
         return quantized
 
     @torch.no_grad()
@@ -416,11 +443,3 @@ class _Search:
                 accuracies = {"validation_accuracy": self._validate(network), "test_accuracy": self._test(network)}
                 measured.append({"bits": bits, "assignment": assignment} | accuracies)
         return measured
-
-
-def _flat(network: nn.Sequential) -> list[nn.Module]:
-    """Modules in order of execution, those of nested Sequentials one by one."""
-    found = []
-    for module in network:
-        found.extend(_flat(module) if type(module) is nn.Sequential else [module])
-    return found

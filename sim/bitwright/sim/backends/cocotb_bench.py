@@ -17,7 +17,8 @@ import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 
-from bitwright.sim.backends.commands import END, LAYER_DONE, LAYER_START, LAYER_WRITE, READ, WRITE
+from bitwright.hw.accelerator import PROBE_WRITES
+from bitwright.sim.backends.commands import END, LAYER_DONE, LAYER_START, LAYER_WRITE, READ, STREAM, WRITE
 from bitwright.sim.backends.recorder import PROBED
 
 COMMANDS, RECORDS = "BITWRIGHT_COMMANDS", "BITWRIGHT_RECORDS"
@@ -48,11 +49,13 @@ class Bench:
             name: getattr(dut, f"probe__{name}")
             for name in (
                 *("cycle", "layer", "layer_start", "layer_done"),
-                *("write", "write_raw", "write_address", "write_slot", "write_data"),
+                *("write", "write_raw"),
+                *(f"write_{part}__{plane}" for part in ("position", "data") for plane in range(PROBE_WRITES)),
                 *PROBED,
             )
         }
         self.records: list[int] = []
+        self.stream: list[int] = []
 
     async def tick(self) -> None:
         """One clock cycle."""
@@ -60,7 +63,7 @@ class Bench:
 
     async def reset(self) -> None:
         """Start the clock and reset the machine; all its outputs have values from then on."""
-        for signal in self.host.values():
+        for signal in (*self.host.values(), self.dut.weights__valid, self.dut.weights__payload):
             signal.value = 0
         self.dut.rst.value = 1
         self.dut.clk.value = 0
@@ -93,14 +96,22 @@ class Bench:
     async def run(self, limit: int, traced: set[int]) -> bool:
         """Watch until the interrupt, at most ``limit`` cycles; returns whether it came."""
         started, done, written = self.probe["layer_start"], self.probe["layer_done"], self.probe["write"]
+        streamed = 0
         for _ in range(limit):
+            if self.stream:
+                left = streamed < len(self.stream)
+                self.dut.weights__valid.value = left
+                self.dut.weights__payload.value = self.stream[streamed] if left else 0
+                streamed += left and int(self.dut.weights__ready.value)
             await self.tick()
             if int(started.value):
                 self._record(LAYER_START, "layer", "cycle")
-            if int(written.value) and int(self.probe["layer"].value) in traced:
-                self._record(LAYER_WRITE, "layer", "cycle", "write_raw", "write_address", "write_slot")
-                data = int(self.probe["write_data"].value)
-                self.records += [data & 0xFFFFFFFF, data >> 32]
+            if (writes := int(written.value)) and int(self.probe["layer"].value) in traced:
+                for plane in range(PROBE_WRITES):
+                    if writes >> plane & 1:
+                        self._record(LAYER_WRITE, "layer", "cycle", "write_raw", f"write_position__{plane}")
+                        data = int(self.probe[f"write_data__{plane}"].value)
+                        self.records += [data & 0xFFFFFFFF, data >> 32]
             if int(done.value):
                 self._record(LAYER_DONE, "layer", "cycle", *PROBED)
             if int(self.dut.interrupt.value):
@@ -119,6 +130,8 @@ class Bench:
                 await self.write(next(words), next(words))
             elif kind == READ:
                 await self.read(next(words))
+            elif kind == STREAM:
+                self.stream = [next(words) for _ in range(next(words))]
             else:
                 limit, count = next(words), next(words)
                 if not await self.run(limit, {next(words) for _ in range(count)}):

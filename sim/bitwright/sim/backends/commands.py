@@ -5,9 +5,10 @@ Both are sequences of 32-bit words, little endian; ``harness.cpp`` and ``cocotb_
     commands   0 address data            write
                1 address                 read
                2 limit count layers...   run to the interrupt, at most `limit` cycles, with these layers' writes
-    records    1 layer cycle             first cycle of a layer
+               3 count words...          what the weight stream offers, always valid, from the start of each run
+    records    1 layer cycle             first cycle of a layer (here and below: of a descriptor)
                2 layer cycle counters... last cycle of a layer
-               3 layer cycle raw address slot data data_high
+               3 layer cycle raw position data data_high
                0 reason                  end of a run: 0 interrupt, 1 limit
                data                      of each read, in order
 """
@@ -22,7 +23,7 @@ from bitwright.hw.program import Program
 from bitwright.sim.backends import recorder
 from bitwright.sim.execution import Execution
 
-WRITE, READ, RUN = range(3)
+WRITE, READ, RUN, STREAM = range(4)
 """Kinds of commands."""
 
 END, LAYER_START, LAYER_DONE, LAYER_WRITE = range(4)
@@ -34,7 +35,7 @@ def encode(program: Program, images: npt.NDArray[np.uint8], trace: Collection[in
     start = [*_writes([recorder.start_write(program)]), RUN, recorder.cycle_limit(program), len(trace), *sorted(trace)]
     reads = [word for address in recorder.read_addresses(program) for word in (READ, address)]
     after = np.array([*start, *reads], np.uint32)
-    parts = [_writes(program.host_writes())]
+    parts = [_writes(program.host_writes()), np.array([STREAM, len(program.stream)], np.uint32), program.stream]
     for batch in batches(program, images):
         parts += [_writes(program.image_writes(batch)), after]
     return np.concatenate(parts)
@@ -71,9 +72,9 @@ def decode(
                 layer, cycle, *totals = take(2 + len(recorder.PROBED))
                 record.layer_done(layer, cycle, totals)
             else:
-                layer, cycle, raw, address, slot, low, high = take(7)
+                layer, cycle, raw, position, low, high = take(6)
                 data = recorder.probed_data(program.spec, low | high << 32, raw=bool(raw))
-                record.write(layer, (cycle, raw, address, slot, data))
+                record.write(layer, (cycle, raw, position, data))
         if next(words):
             raise BitwrightError(recorder.hung(program))
         registers, results = recorder.split_read(np.array(take(reads), np.uint32))

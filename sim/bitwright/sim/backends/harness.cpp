@@ -24,6 +24,8 @@ struct Bench {
   VerilatedContext context;
   std::unique_ptr<Vtop> top{new Vtop{&context}};
   std::FILE* records = nullptr;
+  std::vector<uint32_t> stream;  // what the weight stream offers in each run
+  size_t streamed = 0;
 #if VM_TRACE
   VerilatedVcdC vcd;
 #endif
@@ -47,6 +49,7 @@ struct Bench {
     top->clk = 0;
     top->rst = 1;
     PORT(host, write) = PORT(host, read) = 0;
+    PORT(weights, valid) = 0;
     for (int i = 0; i < 4; i++) tick();
     top->rst = 0;
   }
@@ -65,19 +68,30 @@ struct Bench {
     while (!PORT(host, read_valid)) tick();
     put({PORT(host, read_data)});
   }
+  void write_record(int plane, uint32_t position, uint64_t data) {
+    if (PORT(probe, write) >> plane & 1)
+      put({3, PORT(probe, layer), PORT(probe, cycle), PORT(probe, write_raw), position, static_cast<uint32_t>(data),
+           static_cast<uint32_t>(data >> 32)});
+  }
   bool run(uint32_t limit, const std::set<uint32_t>& traced) {  // whether it ended
+    streamed = 0;
     for (uint32_t cycle = 0; cycle < limit; cycle++) {
+      PORT(weights, valid) = streamed < stream.size();
+      PORT(weights, payload) = streamed < stream.size() ? stream[streamed] : 0;
+      streamed += streamed < stream.size() && PORT(weights, ready);
       tick();
       const uint32_t layer = PORT(probe, layer);
       if (PORT(probe, layer_start)) put({1, layer, PORT(probe, cycle)});
       if (PORT(probe, write) && traced.count(layer)) {
-        const uint64_t data = PORT(probe, write_data);
-        put({3, layer, PORT(probe, cycle), PORT(probe, write_raw), PORT(probe, write_address), PORT(probe, write_slot),
-             static_cast<uint32_t>(data), static_cast<uint32_t>(data >> 32)});
+        write_record(0, PORT(probe, write_position___05F0), PORT(probe, write_data___05F0));
+        write_record(1, PORT(probe, write_position___05F1), PORT(probe, write_data___05F1));
+        write_record(2, PORT(probe, write_position___05F2), PORT(probe, write_data___05F2));
+        write_record(3, PORT(probe, write_position___05F3), PORT(probe, write_data___05F3));
       }
       if (PORT(probe, layer_done))
         put({2, layer, PORT(probe, cycle), PORT(probe, busy), PORT(probe, stalls), PORT(probe, computed),
-             PORT(probe, gated), PORT(probe, skipped), PORT(probe, compares), PORT(probe, writes)});
+             PORT(probe, gated), PORT(probe, skipped), PORT(probe, compares), PORT(probe, writes),
+             PORT(probe, loads)});
       if (top->__SYM__interrupt) {
         put({0, 0});
         return true;
@@ -123,6 +137,10 @@ int main(int argc, char** argv) {
       case 1:
         bench.read(commands[i + 1]);
         i += 2;
+        break;
+      case 3:
+        bench.stream.assign(commands.begin() + i + 2, commands.begin() + i + 2 + commands[i + 1]);
+        i += 2 + commands[i + 1];
         break;
       default: {
         const size_t count = commands[i + 2];

@@ -9,11 +9,21 @@ import numpy as np
 import numpy.typing as npt
 from amaranth.sim import Simulator
 
-from bitwright.hw.accelerator import Accelerator
+from bitwright.hw.accelerator import PROBE_WRITES, Accelerator
 from bitwright.hw.files import replacing
 from bitwright.hw.isa import ArraySpec
 from bitwright.hw.program import Program
-from bitwright.sim.backends.commands import END, LAYER_DONE, LAYER_START, LAYER_WRITE, READ, WRITE, decode, encode
+from bitwright.sim.backends.commands import (
+    END,
+    LAYER_DONE,
+    LAYER_START,
+    LAYER_WRITE,
+    READ,
+    STREAM,
+    WRITE,
+    decode,
+    encode,
+)
 from bitwright.sim.backends.recorder import PROBED
 from bitwright.sim.execution import Execution
 
@@ -63,7 +73,9 @@ class _Bench:
 
     def __init__(self, ctx: Any, machine: Any, records: list[int]) -> None:
         self.ctx, self.host, self.probe, self.interrupt = ctx, machine.host, machine.probe, machine.interrupt
+        self.weights = machine.weights
         self.records = records
+        self.stream: list[int] = []
 
     async def execute(self, words: Iterator[int]) -> None:
         for kind in words:
@@ -71,6 +83,8 @@ class _Bench:
                 await self._write(next(words), next(words))
             elif kind == READ:
                 await self._read(next(words))
+            elif kind == STREAM:
+                self.stream = [next(words) for _ in range(next(words))]
             else:
                 limit, count = next(words), next(words)
                 if not await self._run(limit, {next(words) for _ in range(count)}):
@@ -94,14 +108,22 @@ class _Bench:
 
     async def _run(self, limit: int, traced: set[int]) -> bool:
         get, probe = self.ctx.get, self.probe
+        streamed = 0
         for _ in range(limit):
+            if self.stream:
+                left = streamed < len(self.stream)
+                self.ctx.set(self.weights.valid, left)
+                self.ctx.set(self.weights.payload, self.stream[streamed] if left else 0)
+                streamed += left and get(self.weights.ready)
             await self.ctx.tick()
             if get(probe.layer_start):
                 self._record(LAYER_START, "layer", "cycle")
-            if get(probe.write) and get(probe.layer) in traced:
-                self._record(LAYER_WRITE, "layer", "cycle", "write_raw", "write_address", "write_slot")
-                data = get(probe.write_data)
-                self.records += [data & 0xFFFFFFFF, data >> 32]
+            if (written := get(probe.write)) and get(probe.layer) in traced:
+                for plane in range(PROBE_WRITES):
+                    if written >> plane & 1:
+                        self._record(LAYER_WRITE, "layer", "cycle", "write_raw")
+                        data = get(probe.write_data[plane])
+                        self.records += [get(probe.write_position[plane]), data & 0xFFFFFFFF, data >> 32]
             if get(probe.layer_done):
                 self._record(LAYER_DONE, "layer", "cycle", *PROBED)
             if get(self.interrupt):

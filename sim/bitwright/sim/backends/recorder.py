@@ -41,10 +41,12 @@ class Recorder:
         now = dict(zip(PROBED, totals, strict=True))
         share = {name: now[name] - self.totals[name] for name in PROBED}
         self.totals = now
-        self.layers.append(LayerExecution(self.program.layers[layer].name, self.starts[layer], cycle + 1, share))
+        number = self.program.parts[layer]
+        name = self.program.layers[number].name
+        self.layers.append(LayerExecution(name, number, self.starts[layer], cycle + 1, share))
 
     def write(self, layer: int, row: tuple[int, ...]) -> None:
-        """Note a write: cycle, raw, address, slot, data."""
+        """Note a write: cycle, raw, position or address, data."""
         if layer in self.writes:
             self.writes[layer].append(row)
 
@@ -72,7 +74,7 @@ class Recorder:
             cycles=registers["cycles"],
             counters={name: registers[name] for name in COUNTERS},
             layers=self.layers,
-            writes={layer: np.array(rows, np.int64).reshape(-1, 5) for layer, rows in self.writes.items()}
+            writes={layer: np.array(rows, np.int64).reshape(-1, 4) for layer, rows in self.writes.items()}
             if self.writes
             else None,
         )
@@ -102,8 +104,7 @@ def read_addresses(program: Program) -> Iterator[int]:
 
 def result_count(program: Program) -> int:
     """Raw results of one run."""
-    last = program.parsed[-1]
-    return last.pixels * last.channels
+    return program.parsed[-1].pixels * len(program.output_scale)
 
 
 def start_write(program: Program) -> tuple[int, int]:
@@ -119,9 +120,16 @@ def split_read(words: npt.NDArray[np.uint32]) -> tuple[dict[str, int], npt.NDArr
 
 def cycle_limit(program: Program) -> int:
     """Cycles after which a run is taken for hung: twice what it takes with nothing skipped, and some."""
-    from bitwright.sim.timeline import run
+    from bitwright.sim.timeline import estimate
 
-    return 2 * run(program, 1)[0].cycles + 10_000
+    predicted = estimate(program)
+    largest = max(predicted.cycles, *predicted.counters.values())
+    if largest >> program.spec.counter_width:
+        raise BitwrightError(
+            f"A run counts up to {largest} of an event, the array's counters have {program.spec.counter_width} bits "
+            "(counter_width) and would wrap around; choose a smaller batch or wider counters."
+        )
+    return 2 * predicted.cycles + 10_000
 
 
 def probed_data(spec: ArraySpec, data: int, *, raw: bool) -> int:
