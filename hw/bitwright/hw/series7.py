@@ -141,7 +141,7 @@ class _Primitives:
         five = dots[:5]
         sixth = dots[5] if len(dots) > 5 else Const(0, 1)
         parity, _ = self.lut(five, lambda bits: sum(bits) & 1, lambda bits: 0)
-        one, two = self.lut(five, lambda bits: sum(bits) >> 1 == 1, lambda bits: sum(bits) >> 1 == 3)
+        one, two = self.lut(five, lambda bits: sum(bits) >> 1 == 1, lambda bits: sum(bits) >> 1 == 2)
         return tuple(self.carry_chain(Cat(parity, one, 0), Cat(0, two, 0), sixth))
 
     def adder(self, columns: Sequence[Sequence[Value]], negate: Value) -> Value:
