@@ -1,0 +1,288 @@
+"""``make bench-area``: what the parts of the machine, and whole machines, take on FPGAs, and how fast they are.
+
+Results are kept below ``build/area`` by the text of the design, so an interrupted run goes on where it was. The table
+is printed, written to ``build/bench-area.json`` and filled into ``docs/area.md``.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from bitwright.hw.accelerator import Accelerator
+from bitwright.hw.drain import SearchControl, ThresholdUnit, threshold_layout
+from bitwright.hw.errors import BitwrightError
+from bitwright.hw.isa import ArraySpec, preset
+from bitwright.hw.pe import ProcessingElement
+from bitwright.hw.popcount import Fabric, count_products
+from bitwright.hw.synthesis import PARTS, Family, Utilization, design_text, place_and_route, synthesize, utilization
+from bitwright.sw.bench import Measurement, fill_page, page, shown
+from bitwright.sw.runs import write_json
+
+CACHE = Path("build") / "area"
+
+FAMILIES: dict[Family, str] = {"xilinx7": "7-series", "ecp5": "ECP5", "ice40": "iCE40"}
+
+
+def bismo_dpu(lanes: int) -> float:
+    """LUTs of BISMO's dot product unit by its published cost model, 7-series (BISMO v2, ``BISMO.scala``)."""
+    return 1.17 * lanes + 44.1
+
+
+class ProductCounter(wiring.Component):
+    """AND and popcount between registers.
+
+    Members
+    -------
+    first, second : ``In(lanes)``
+        Words.
+    count : ``Out(range(lanes + 1))``
+        Lanes that both have set, two cycles later.
+    """
+
+    first: Signal
+    second: Signal
+    count: Signal
+
+    def __init__(self, lanes: int, fabric: Fabric) -> None:
+        self.fabric: Fabric = fabric
+        super().__init__({"first": In(lanes), "second": In(lanes), "count": Out(range(lanes + 1))})
+
+    def elaborate(self, platform: object) -> Module:
+        """Describe the hardware."""
+        m = Module()
+        first, second = Signal.like(self.first), Signal.like(self.second)
+        m.d.sync += [first.eq(self.first), second.eq(self.second)]
+        m.d.sync += self.count.eq(count_products(m, first, second, Const(0), self.fabric))
+        return m
+
+
+class SerialTop(wiring.Component):
+    """A component whose ports are shift registers, so that it fits a package and nothing of it is optimized away.
+
+    Members
+    -------
+    data_in, capture : ``In(1)``
+        Next bit for the inputs; take the outputs to shift them out.
+    data_out : ``Out(1)``
+        Next bit of the outputs.
+    """
+
+    data_in: Signal
+    capture: Signal
+    data_out: Signal
+
+    def __init__(
+        self, inner: wiring.Component, outputs: Callable[[Any], list[Any]], inputs: Callable[[Any], list[Any]]
+    ):
+        self.inner, self.outputs, self.inputs = inner, outputs, inputs
+        super().__init__({"data_in": In(1), "capture": In(1), "data_out": Out(1)})
+
+    def elaborate(self, platform: object) -> Module:
+        """Describe the hardware."""
+        m = Module()
+        m.submodules.inner = inner = self.inner
+        inputs, outputs = Cat(*self.inputs(inner)), Cat(*self.outputs(inner))
+        shift_in, shift_out = Signal(len(inputs)), Signal(len(outputs))
+        m.d.sync += [shift_in.eq(Cat(self.data_in, shift_in[:-1])), shift_out.eq(shift_out >> 1)]
+        with m.If(self.capture):
+            m.d.sync += shift_out.eq(outputs)
+        m.d.comb += [inputs.eq(shift_in), self.data_out.eq(shift_out[0])]
+        return m
+
+
+class ThresholdBench(wiring.Component):
+    """One row's threshold unit with its control and reloadable memory: 64 channels, one value every few cycles.
+
+    Members
+    -------
+    planes, start, complement, channel
+        Bits of a code; a value comes; its complement; its channel.
+    write, write_address, write_entry
+        Write port of the thresholds.
+    code, pool_min, finish
+        Result, in the cycle after ``finish``.
+    """
+
+    CHANNELS = 64
+
+    def __init__(self, spec: ArraySpec) -> None:
+        self.spec = spec
+        address = spec.derived.threshold_address_width
+        super().__init__(
+            {
+                "start": In(1),
+                "complement": In(spec.accumulator_width),
+                "channel": In(range(self.CHANNELS)),
+                "write": In(1),
+                "write_address": In(address),
+                "write_entry": In(spec.derived.threshold_entry_width),
+                "code": Out(spec.derived.code_width),
+                "pool_min": Out(1),
+                "finish": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Describe the hardware."""
+        spec, ports = self.spec, vars(self)
+        m = Module()
+        m.submodules.control = control = SearchControl(spec)
+        m.submodules.unit = unit = ThresholdUnit(spec)
+        m.submodules.store = store = memory.Memory(shape=threshold_layout(spec), depth=spec.threshold_depth, init=[])
+        write = store.write_port()
+        # A channel's entries begin at a multiple of 2**planes, and number 0 is not used: addresses need no adder.
+        base = Signal(spec.derived.threshold_address_width)
+        bases = [base]
+        m.d.comb += base.eq(Cat(Const(0, spec.activation_planes_max), ports["channel"]))
+        for stage in range(1, spec.drain_planes):
+            held = Signal.like(base, name=f"base_{stage}")
+            with m.If(control.stages[stage].take):
+                m.d.sync += held.eq(bases[-1])
+            bases.append(held)
+        m.d.comb += [
+            control.planes.eq(spec.activation_planes_max),
+            control.start.eq(ports["start"] & control.ready),
+            unit.stages.eq(control.stages),
+            unit.complement.eq(ports["complement"]),
+            unit.first.eq(base | 1 << (spec.activation_planes_max - 1)),
+            Cat(write.addr, write.data.as_value(), write.en).eq(
+                Cat(ports["write_address"], ports["write_entry"], ports["write"])
+            ),
+            ports["code"].eq(unit.code),
+            ports["pool_min"].eq(unit.pool_min),
+            ports["finish"].eq(control.finish),
+        ]
+        for stage, at in enumerate(bases):
+            read = store.read_port()
+            m.d.comb += [unit.base[stage].eq(at), read.addr.eq(unit.address[stage]), unit.entries[stage].eq(read.data)]
+        return m
+
+
+def _taken(component: wiring.Component, family: Family, *arguments: str) -> Utilization:
+    return utilization(synthesize(design_text(component), family, CACHE, arguments))
+
+
+def elements() -> Iterator[Measurement]:
+    """AND and popcount, and whole PEs with an accumulator of 24 bits."""
+    reach = {64: (62, 110), 128: (124, 180), 256: (248, 320)}
+    for lanes, (counter_reach, pe_reach) in reach.items():
+        used = _taken(ProductCounter(lanes, "xilinx7"), "xilinx7", "-nodsp")
+        yield Measurement(f"AND + popcount, {lanes} lanes, 7-series", used.luts, "LUT6", f"<= {counter_reach}")
+        for family, label in FAMILIES.items():
+            for fabric in dict.fromkeys(("portable", family)):
+                used = _taken(ProcessingElement(lanes, 24, fabric=fabric), family)
+                name = f"PE, {lanes} lanes, {label}, {fabric} form"
+                unit = {"xilinx7": "LUT6", "ecp5": "LUT4", "ice40": "cells"}[family]
+                target = f"<= {pe_reach}" if family == fabric == "xilinx7" else None
+                yield Measurement(name, used.luts, unit, target, f"BISMO's model: {bismo_dpu(lanes):.0f} LUT6")
+                yield Measurement(f"{name}: per binary product", used.luts / lanes, unit)
+                yield Measurement(f"{name}: carries", used.carries, "cells")
+                yield Measurement(f"{name}: flip-flops", used.flip_flops, "FF")
+    plain = _taken(ProcessingElement(64, 24), "xilinx7").luts
+    multiplier = ProcessingElement(64, 24, coefficient_bits=8)
+    yield Measurement(
+        "multiplier of 8-bit coefficients in a PE, no DSP", _taken(multiplier, "xilinx7", "-nodsp").luts - plain, "LUT6"
+    )
+    with_dsp = _taken(ProcessingElement(64, 24, coefficient_bits=8), "xilinx7")
+    yield Measurement("multiplier of 8-bit coefficients in a PE, with DSPs", with_dsp.luts - plain, "LUT6")
+    yield Measurement("multiplier of 8-bit coefficients in a PE, with DSPs: DSPs", with_dsp.dsps, "DSP")
+
+
+def counters() -> Iterator[Measurement]:
+    """A 63-lane counter on an iCE40 HX8K, placed and routed between registers."""
+    top = SerialTop(ProductCounter(63, "ice40"), lambda unit: [unit.count], lambda unit: [unit.first, unit.second])
+    placed = place_and_route(synthesize(design_text(top), "ice40", CACHE), PARTS["hx8k"], 104)
+    # The shift register feeds the input registers; both are not the counter's.
+    beyond = placed.used["ICESTORM_LC"] - 2 * 2 * 63 - len(bin(63)[2:])
+    yield Measurement("AND + popcount, 63 lanes, HX8K, beyond the input registers", beyond, "cells", "<= 155")
+    yield Measurement("AND + popcount, 63 lanes, HX8K", placed.frequency, "MHz", ">= 104")
+
+
+def thresholds() -> Iterator[Measurement]:
+    """Threshold unit of one row: 64 channels, accumulators of 16 bits."""
+    for planes, reach in ((1, 39), (2, 72), (4, 135)):
+        spec = ArraySpec(
+            rows=4,
+            lanes=256,
+            accumulator_width=16,
+            activation_planes_max=planes,
+            drain_planes=planes,
+            threshold_depth=ThresholdBench.CHANNELS << planes,
+        )
+        used = _taken(ThresholdBench(spec), "xilinx7")
+        yield Measurement(f"threshold unit, {planes} bit, a value a cycle, 7-series", used.luts, "LUT6", f"<= {reach}")
+        yield Measurement(f"threshold unit, {planes} bit, a value a cycle, 7-series: block RAMs", used.rams, "RAMB18")
+
+
+def machine(name: str, part_name: str, reach: float) -> Iterator[Measurement]:
+    """A whole accelerator, placed and routed, its bus and interrupt behind shift registers, its probe open."""
+    spec, part = preset(name), PARTS[part_name]
+    top = SerialTop(
+        Accelerator(spec),
+        lambda inner: [inner.host.read_data, inner.host.read_valid, inner.interrupt, inner.weights.ready],
+        lambda inner: [
+            inner.host.address,
+            inner.host.write_data,
+            inner.host.write,
+            inner.host.read,
+            *([inner.weights.payload, inner.weights.valid] if spec.weight_stream else []),
+        ],
+    )
+    netlist = synthesize(design_text(top), part.family, CACHE, part.synthesis)
+    placed = place_and_route(netlist, part, reach)
+    label = f"{name} ({spec.rows} × {spec.columns} × {spec.lanes}) on {part.name}"
+    for resource, number in placed.used.items():
+        if number and resource.startswith(("TRELLIS_COMB", "TRELLIS_FF", "DP16KD", "ICESTORM_LC", "ICESTORM_RAM")):
+            yield Measurement(f"{label}: {resource} of {placed.available[resource]:,}", number, "cells")
+    yield Measurement(f"{label}: clock", placed.frequency, "MHz", f">= {reach:g}")
+    products = spec.rows * spec.columns * spec.lanes
+    yield Measurement(f"{label}: peak, an AND and its addition", products * placed.frequency / 1e3, "Gop/s")
+    cells = placed.used.get("TRELLIS_COMB") or placed.used["ICESTORM_LC"]
+    yield Measurement(f"{label}: peak for each LUT", products * placed.frequency / cells, "Mop/s")
+    sys.stderr.write(f"{label}: slowest path through {' > '.join(placed.path)}\n")
+
+
+GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
+    "pe": elements,
+    "counter": counters,
+    "thresholds": thresholds,
+    "tiny": lambda: machine("tiny", "up5k", 24),
+    "edge": lambda: machine("edge", "85k", 80),
+}
+
+
+def main() -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(prog="python -m bitwright.sw.bench_area", description=__doc__)
+    parser.add_argument(
+        "--only", choices=GROUPS, action="append", help="measure this group, again for more; default all"
+    )
+    chosen = parser.parse_args().only or list(GROUPS)
+    measurements: list[Measurement] = []
+    failed = False
+    for name in chosen:
+        try:
+            for each in GROUPS[name]():
+                measurements.append(each)
+                met = "" if each.met is None else "  met" if each.met else "  MISSED"
+                sys.stdout.write(f"{each.name}: {shown(each.value)} {each.unit} {each.reach or ''}{met}\n")
+        except BitwrightError as error:
+            failed = True
+            sys.stderr.write(f"bench-area: {name}: {error}\n")
+    write_json(Path("build") / "bench-area.json", [each.to_dict() for each in measurements])
+    table = Path("docs/area.md")
+    if table.is_file() and not failed:
+        fill_page(table, page(measurements))
+    sys.stdout.write(json.dumps({"written": ["build/bench-area.json"]}) + "\n")
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
