@@ -641,7 +641,7 @@ def test_thousands_of_corrupt_descriptors_end(zero_skip: ZeroSkip, tmp_path: Pat
     ("changes", "code"),
     [
         ({"pool_height": 16}, ErrorCode.FIELD | list(FIELD_PLACES).index("pool_height") << 16),
-        ({"kernel_height": 40}, ErrorCode.WINDOW),
+        ({"kernel_height": 255}, ErrorCode.WINDOW),
     ],
 )
 def test_the_layer_register_names_the_layer_with_the_error(changes: dict[str, int], code: int) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.hw.isa import COUNTERS, ArraySpec
+from bitwright.hw.isa import COUNTERS, FIELD_PLACES, ArraySpec
 from bitwright.hw.program import Program
 from bitwright.sim.backends import backend, recorder, simulate
 from bitwright.sim.backends.cocotb import CocotbBackend
@@ -25,13 +25,15 @@ MEMORIES: dict[str, Any] = {
     "weight_depth": 4096,
     "threshold_depth": 2048,
     "descriptor_depth": 1024,
-    "window_words_max": 64,
+    "window_depth": 256,
     "row_tiles_max": 16,
 }
 ARRAYS = (
-    ArraySpec(rows=2, columns=3, lanes=32, accumulator_width=24, zero_skip="skip", **MEMORIES),
-    ArraySpec(rows=5, columns=2, lanes=64, accumulator_width=12, zero_skip="gate", **MEMORIES),
-    ArraySpec(rows=1, columns=1, lanes=96, accumulator_width=9, zero_skip="off", **MEMORIES),
+    ArraySpec(rows=4, columns=3, lanes=32, drain_planes=1, accumulator_width=24, zero_skip="skip", **MEMORIES),
+    ArraySpec(rows=12, columns=2, lanes=64, columns_per_copy=2, accumulator_width=12, zero_skip="gate", **MEMORIES),
+    ArraySpec(
+        rows=4, columns=1, lanes=128, drain_planes=4, prefetch=False, accumulator_width=9, zero_skip="off", **MEMORIES
+    ),
 )
 """One of each zero skip; row tiles that fill a word and that do not; accumulators that wrap."""
 
@@ -131,7 +133,8 @@ def test_a_machine_that_does_not_end_is_stopped(name: str, monkeypatch: pytest.M
 def test_an_error_of_the_machine_is_told(name: str) -> None:
     program, images = tiny_program()
     assert program.parsed  # checked before the words are spoilt
-    program.descriptors[1] &= 0x0000FFFF  # row_tiles = 0
+    word, bit = FIELD_PLACES["row_tiles"]
+    program.descriptors[word] &= ~np.uint32(0xFFFF << bit)
     with pytest.raises(BitwrightError, match=r"stopped with error FIELD \(field row_tiles\)"):
         simulate(program, images, needs(name))
 

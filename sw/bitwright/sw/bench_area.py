@@ -21,7 +21,16 @@ from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec, preset
 from bitwright.hw.pe import ProcessingElement
 from bitwright.hw.popcount import Fabric, count_products
-from bitwright.hw.synthesis import PARTS, Family, Utilization, design_text, place_and_route, synthesize, utilization
+from bitwright.hw.synthesis import (
+    LUTS_OF_CELLS,
+    PARTS,
+    Family,
+    Utilization,
+    design_text,
+    place_and_route,
+    synthesize,
+    utilization,
+)
 from bitwright.sw.bench import Measurement, fill_page, page, shown
 from bitwright.sw.runs import write_json
 
@@ -199,8 +208,8 @@ def counters() -> Iterator[Measurement]:
     """A 63-lane counter on an iCE40 HX8K, placed and routed between registers."""
     top = SerialTop(ProductCounter(63, "ice40"), lambda unit: [unit.count], lambda unit: [unit.first, unit.second])
     placed = place_and_route(synthesize(design_text(top), "ice40", CACHE), PARTS["hx8k"], 104)
-    # The shift register feeds the input registers; both are not the counter's.
-    beyond = placed.used["ICESTORM_LC"] - 2 * 2 * 63 - len(bin(63)[2:])
+    # Yosys merges the input registers with the shift register that feeds them.
+    beyond = placed.used["ICESTORM_LC"] - 2 * 63 - len(top.inner.count)
     yield Measurement("AND + popcount, 63 lanes, HX8K, beyond the input registers", beyond, "cells", "<= 155")
     yield Measurement("AND + popcount, 63 lanes, HX8K", placed.frequency, "MHz", ">= 104")
 
@@ -216,9 +225,14 @@ def thresholds() -> Iterator[Measurement]:
             drain_planes=planes,
             threshold_depth=ThresholdBench.CHANNELS << planes,
         )
-        used = _taken(ThresholdBench(spec), "xilinx7")
-        yield Measurement(f"threshold unit, {planes} bit, a value a cycle, 7-series", used.luts, "LUT6", f"<= {reach}")
-        yield Measurement(f"threshold unit, {planes} bit, a value a cycle, 7-series: block RAMs", used.rams, "RAMB18")
+        netlist = synthesize(design_text(ThresholdBench(spec)), "xilinx7", CACHE)
+        used = utilization(netlist)
+        stored = sum(LUTS_OF_CELLS[cell] * number for cell, number in netlist.cells.items() if cell.startswith("RAM")
+                     and cell in LUTS_OF_CELLS)  # fmt: skip
+        name = f"threshold unit, {planes} bit, a value a cycle, 7-series"
+        yield Measurement(f"{name}, without its memory", used.luts - stored, "LUT6", f"<= {reach}", "FINN")
+        yield Measurement(f"{name}: memory in LUTs", stored, "LUT6")
+        yield Measurement(f"{name}: block RAMs", used.rams, "RAMB18")
 
 
 def machine(name: str, part_name: str, reach: float) -> Iterator[Measurement]:
