@@ -7,13 +7,14 @@ EXTRAS := verify,report,download
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test test-all bench lint docs clean
+.PHONY: help setup demo test test-all bench bench-area lint docs clean
 
 help:
 	@echo "make demo      set-up, then the whole pipeline on real images: build/demo/report.html, build/demo/summary.json"
 	@echo "make test      set-up, then all tests but the slow ones"
 	@echo "make test-all  all tests, with the slow proofs"
 	@echo "make bench     speed of simulation, models and training: build/bench.json, docs/performance.md"
+	@echo "make bench-area  synthesis, place and route: build/bench-area.json, docs/area.md"
 	@echo "make lint      ruff and pyright"
 	@echo "make docs      build/docs/index.html; warnings are errors"
 	@echo "make clean     delete build/ and $(VENV)/"
@@ -32,6 +33,10 @@ $(VENV)/.ready-lint: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ruff pyright amaranth-stubs
 	@touch $@
 
+$(VENV)/.ready-synth: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[synth]"
+	@touch $@
+
 $(VENV)/.ready-docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	@touch $@
@@ -42,11 +47,14 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n auto --hypothesis-profile=ci -m "not slow"
 
-test-all: $(VENV)/.ready
+test-all: $(VENV)/.ready-synth
 	$(BIN)/python -m pytest -n auto --hypothesis-profile=ci
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m bitwright.sw.bench
+
+bench-area: $(VENV)/.ready-synth
+	$(BIN)/python -m bitwright.sw.bench_area
 
 lint: $(VENV)/.ready-lint
 	$(BIN)/ruff check
