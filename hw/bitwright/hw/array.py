@@ -1,8 +1,8 @@
-"""The PE array: operand registers, PEs, column sums and the chain that drains them."""
+"""The PE array: operand registers, PEs, column sums and the registers that drain them."""
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -11,8 +11,8 @@ from bitwright.hw.pe import BASE, COUNT_LATENCY, PopcountAccumulator, Processing
 from bitwright.hw.popcount import Fabric
 
 OPERAND_TO_LOAD = ISSUE_TO_LOAD - 2
-"""Cycles from an operand on the inputs of an array without a multiplier to its sum in the accumulators, where the chain
-may load it; ``Derived.multiply_stages`` more with one."""
+"""Cycles from an operand on the inputs of an array without a multiplier to its sum in the accumulators, where it may be
+loaded; ``Derived.multiply_stages`` more with one."""
 
 
 def accumulate_layout(spec: ArraySpec) -> data.StructLayout:
@@ -26,8 +26,8 @@ class PEArray(wiring.Component):
     """``rows × columns`` PEs, a column sum for each column, and a second set of registers that drains.
 
     An operand takes three cycles: operand registers, count, accumulate; four with a multiplier. After the last operand
-    of a row tile, ``load`` copies all accumulators to the drain chain, while the next tile already accumulates;
-    ``shift`` moves the chain by one column.
+    of a row tile, ``load`` copies all accumulators to the second set, while the next tile already accumulates;
+    its columns are shown one after the other.
 
     Parameters
     ----------
@@ -54,13 +54,14 @@ class PEArray(wiring.Component):
         What to do with this operand. ``bipolar``, in an array with a multiplier: multiply twice the count less the
         set bits of the column's activations.
     load : ``In(1)``
-        Copy the accumulators to the chain, in the cycle ``OPERAND_TO_LOAD + multiply_stages`` after the last operand.
+        Copy the accumulators, in the cycle ``OPERAND_TO_LOAD + multiply_stages`` after the last operand, and show
+        column 0.
     shift : ``In(1)``
-        Move column ``c + 1`` of the chain to column ``c``.
+        Show the next column. After the last one, what is shown does not matter.
     sums : ``Out(rows × signed(accumulator_width))``
-        Column 0 of the chain.
+        Sums of the column shown.
     column_sum : ``Out(signed(accumulator_width))``
-        Column 0 of the chain of column sums.
+        Column sum of the column shown.
     """
 
     weights: "data.View[Any]"
@@ -157,21 +158,31 @@ class PEArray(wiring.Component):
                     ]
                 sums[row].append(pe.sum)
 
+        # The sums of the last tile, and the column of them that is shown.
+        column = Signal(range(spec.columns))
+        with m.If(self.load):
+            m.d.sync += column.eq(0)
+        with m.Elif(self.shift):
+            m.d.sync += column.eq(column + 1)
         for row in range(spec.rows):
-            m.d.comb += self.sums[row].eq(self._chain(m, f"drain_{row}", sums[row]))
-        m.d.comb += self.column_sum.eq(self._chain(m, "drain_column_sum", column_sums))
+            m.d.comb += self.sums[row].eq(self._drained(m, f"drain_{row}", sums[row], column))
+        m.d.comb += self.column_sum.eq(self._drained(m, "drain_column_sum", column_sums, column))
         return m
 
-    def _chain(self, m: Module, name: str, sums: list[Signal]) -> Signal:
-        width = self.spec.accumulator_width
-        chain = Signal(width * len(sums), name=name, reset_less=True)
+    def _drained(self, m: Module, name: str, sums: list[Signal], column: Signal) -> Value:
+        """One of the sums of a row, as they were at the last load."""
+        held = [Signal.like(total, name=f"{name}_{number}", reset_less=True) for number, total in enumerate(sums)]
+        if self.fabric == "ice40":  # a flip-flop has a LUT before it anyway: a chain takes none for selecting
+            following = [*held[1:], held[-1]]
+            with m.If(self.load | self.shift):
+                m.d.sync += [
+                    register.eq(Mux(self.load, total, after))
+                    for register, total, after in zip(held, sums, following, strict=True)
+                ]
+            return held[0]
         with m.If(self.load):
-            m.d.sync += chain.eq(Cat(*sums))
-        with m.Elif(self.shift):
-            m.d.sync += chain.eq(chain >> width)
-        head = Signal(signed(width), name=f"{name}_head")
-        m.d.comb += head.eq(chain[:width])
-        return head
+            m.d.sync += [register.eq(total) for register, total in zip(held, sums, strict=True)]
+        return Array(held)[column]
 
 
 def _delayed(m: Module, name: str, value: Value, cycles: int) -> Value:

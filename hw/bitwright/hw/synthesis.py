@@ -59,7 +59,7 @@ PARTS = {
 }
 """Parts by nextpnr's name of the device."""
 
-_LUTS_XILINX7 = {
+LUTS_OF_CELLS = {
     "LUT6_2": 1,
     "SRL16E": 1,
     "SRLC32E": 1,
@@ -196,7 +196,9 @@ def synthesize(design: str, family: Family, cache: Path, arguments: Sequence[str
         with replacing(folder) as temporary:
             temporary.mkdir()
             (temporary / "design.il").write_text(design)
-            script = f"read_rtlil design.il; {command} -top top; write_json netlist.json"
+            # Yosys loses track of bits if a field of a signal is named like a bit of it.
+            rename = r"rename -hide w:*\[*"
+            script = f"read_rtlil design.il; {rename}; {command} -top top; write_json netlist.json"
             run("yosys", ["-q", "-p", script], temporary)
             netlist = json.loads((temporary / "netlist.json").read_text())
             module = netlist["modules"]["top"]
@@ -349,8 +351,8 @@ def _luts_xilinx7(netlist: Netlist) -> int:
     sizes, total = Counter[int](), 0
     for cell in cells:
         kind = cell["type"]
-        if kind in _LUTS_XILINX7:
-            total += _LUTS_XILINX7[kind]
+        if kind in LUTS_OF_CELLS:
+            total += LUTS_OF_CELLS[kind]
         elif size := 1 if kind == "INV" else int(match[1]) if (match := re.fullmatch("LUT([1-6])", kind)) else 0:
             alone = cell["connections"]["O"][0] in propagate
             total += alone
