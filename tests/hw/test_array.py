@@ -45,16 +45,16 @@ def test_every_pe_and_column_sum_accumulates_and_drains(
         # Sums of every cycle so far: rows, then the column sum; an operand is in them `latency` cycles later.
         sums = np.zeros((rows + 1, columns), object)
         history = [sums.copy() for _ in range(latency)]
-        held, column = np.zeros_like(sums), 0
+        held, shown = np.zeros_like(sums), 0
         for cycle in range(80):
-            assert [ctx.get(dut.sums[row]) for row in range(rows)] == held[:-1, column].tolist(), cycle
-            assert ctx.get(dut.column_sum) == held[-1, column], cycle
+            assert [ctx.get(dut.sums[row]) for row in range(rows)] == held[:-1, shown].tolist(), cycle
+            assert ctx.get(dut.column_sum) == held[-1, shown], cycle
             weights = [random_word(rng, lanes) for _ in range(rows)]
             activations = [random_word(rng, lanes) for _ in range(columns)]
             control = {name: rng.random() < 0.7 for name in CONTROLS}
             active = [rng.random() < 0.7 and control["valid"] for _ in range(columns)]
             residual, bipolar = rng.random() < 0.3, rng.random() < 0.5
-            load, shift = rng.random() < 0.2, rng.random() < 0.6 and column + 1 < columns
+            load, shift = rng.random() < 0.2, rng.random() < 0.6 and shown + 1 < columns
             coefficients = [rng.choice([-half, half - 1, rng.randrange(-half, half)]) for _ in range(rows)]
             ctx.set(dut.weights, weights)
             ctx.set(dut.activations, activations)
@@ -81,9 +81,9 @@ def test_every_pe_and_column_sum_accumulates_and_drains(
                     sums[row, column] = accumulated(before, addend if active[column] else 0, width, **control)
             history.append(sums.copy())
             if load:
-                held, column = history[cycle], 0
+                held, shown = history[cycle], 0
             elif shift:
-                column += 1
+                shown += 1
 
     drive(dut, bench)
 
