@@ -54,108 +54,143 @@ MUTATIONS = (
     # Counting and accumulating.
     Mutation("carry of a full adder", "popcount.py", "named((a & b) | (half & c))", "named((a & b) | (a & c))"),
     Mutation("count of a full word", "popcount.py", "[: len(word).bit_length()]", "[: len(word).bit_length() - 1]"),
-    Mutation("two's complement", "pe.py", "base + addend + control.negate", "base + addend"),
-    Mutation("negate dropped", "pe.py", " ^ control.negate.replicate(self.width)", ""),
-    Mutation("clear ignored", "pe.py", "Mux(control.clear, 0, ", "Mux(0, 0, "),
-    Mutation("doubling ignored", "pe.py", "Mux(control.double, self.sum << 1, self.sum)", "self.sum"),
-    Mutation("gated words count", "pe.py", "(count & self.enable.replicate(len(count)))", "count"),
-    Mutation("enable a cycle early", "array.py", "active_sum.eq(active_count)", "active_sum.eq(self.active)"),
-    Mutation("control a cycle early", "array.py", "control_sum.eq(control_count)", "control_sum.eq(self.control)"),
-    Mutation("drain chain stuck", "array.py", "chain.eq(chain >> width)", "chain.eq(chain)"),
+    Mutation("negate dropped", "popcount.py", "total ^ negate.replicate(len(total))", "total"),
+    Mutation("two's complement", "pe.py", "kept + added + carry", "kept + added"),
+    Mutation("clear ignored", "pe.py", "Mux(base.clear, 0, ", "Mux(0, 0, "),
+    Mutation("doubling ignored", "pe.py", "Mux(base.double, total << 1, total)", "total"),
+    Mutation("held words count", "pe.py", "[count.eq(0), negative.eq(0)]", "negative.eq(0)"),
+    Mutation("bipolar coefficient", "pe.py", "Mux(self.bipolar, self.column_count, ", "Mux(0, self.column_count, "),
+    Mutation("activity a cycle early", "array.py", '"idle", ~self.active, 1)', '"idle", ~self.active, 0)'),
+    Mutation("control a cycle early", "array.py", "1 + COUNT_LATENCY + stages,", "COUNT_LATENCY + stages,"),
+    Mutation("column sums of residuals", "array.py", " | self.residual.replicate(spec.columns)", ""),
+    Mutation("drain stuck at column 0", "array.py", "m.Elif(self.shift)", "m.Elif(self.load)"),
     Mutation(
-        "column sums all of column 0", "array.py", "total.word.eq(activations[column])", "total.word.eq(activations[0])"
+        "column sums of column 0", "array.py", "total.word.eq(activations[column])", "total.word.eq(activations[0])"
     ),
-    # Fetching.
-    Mutation("bottom padding", "fetch.py", "(y < layer.input_height)", "(y <= layer.input_height)"),
-    Mutation("right padding", "fetch.py", "(x < layer.input_width)", "(x <= layer.input_width)"),
-    Mutation("dilation ignored", "fetch.py", "tap_left.eq(tap_left + layer.dilation)", "tap_left.eq(tap_left + 1)"),
-    Mutation("address of a kernel row", "fetch.py", "tap_offset.eq(next_row)", "tap_offset.eq(next_row + 1)"),
-    Mutation("plane 0 read for all", "fetch.py", "plane_offset + layer.input_plane_stride", "plane_offset"),
+    Mutation("weights held too long", "array.py", "with m.If(self.control.valid):", "with m.If(self.active.all()):"),
+    # Walking windows and their reads.
+    Mutation("first of a pooling window", "fetch.py", "Cat(*moves[:4])", "Cat(*moves[:3])"),
+    Mutation("outer loop forgets inner ones", "fetch.py", "Cat(moves[: level + 2])", "Cat(moves[: level + 1])"),
+    Mutation("image row in a pooling window", "fetch.py", "layer.pool_y_rows, None)", "None, None)"),
+    Mutation("plane step ignored", "fetch.py", '"offset", position, plane_stride,', '"offset", position, None,'),
+    Mutation("no flush of a straddling chunk", "fetch.py", "fills & place_after[:-1].any()", "0"),
+    Mutation("chunk of a full run", "fetch.py", "left <= layer.chunk_granules", "left < layer.chunk_granules"),
+    Mutation("place kept between planes", "fetch.py", "Mux(read.plane_end, 0, ", "Mux(0, 0, "),
+    # Loading windows.
+    Mutation("bottom padding", "fetch.py", "< self.layer.input_height", "<= self.layer.input_height"),
+    Mutation("left padding", "fetch.py", "Mux(x[place_bits:].all(), -x, granules)", "0"),
+    Mutation("right padding", "fetch.py", "Mux(room[place_bits:].any(), granules, room)", "granules"),
+    Mutation("granules beyond a chunk", "fetch.py", "read.place + read.granules", "read.place + granules"),
+    Mutation("rotation the wrong way", "fetch.py", "place - self.position", "place + self.position"),
+    Mutation("start of the next word lost", "fetch.py", "placed & _lanes(beyond), self.word", "0, self.word"),
+    Mutation("address of the residual", "fetch.py", "residual, column.residual_position,", "residual, position,"),
     Mutation(
-        "address of an outer step", "fetch.py", "for inner in addresses[level:]]", "for inner in addresses[level:-1]]"
+        "columns of a copy in turn", "fetch.py", "columns[number - share + 1] if last_of_copy else after", "after"
     ),
-    Mutation("column of an outer step", "fetch.py", "[inner.eq(x) for inner in xs[level:]]", "[xs[level].eq(x)]"),
-    Mutation("skip stuck off", "fetch.py", 'active.any() if spec.zero_skip == "skip" else 1', "1"),
-    Mutation("zero flags ignored", "fetch.py", "inside & self.nonzero", "inside"),
+    Mutation("windows that are not there", "fetch.py", "Mux(valid, end_next, 0)", "end_next"),
+    Mutation("one buffer", "fetch.py", "self.buffer.eq(~self.buffer)", "self.buffer.eq(0)"),
+    Mutation("drain cycles of all groups", "fetch.py", "drain_cycles.eq(0)", "drain_cycles.eq(drain_cycles)"),
+    Mutation("output of the next group", "fetch.py", "+ self.layer.output_granules", "+ 1"),
+    # Word lists.
+    Mutation("zero words listed", "fetch.py", 'active.any() if spec.zero_skip == "skip" else Const(1)', "Const(1)"),
     Mutation(
-        "last word of a list lost",
-        "fetch.py",
-        "lengths[entry_plane].eq(length + push)",
-        "lengths[entry_plane].eq(length)",
+        "zero found in one bank", "fetch.py", "self.nonzero.eq(bank_nonzero.any())", "self.nonzero.eq(bank_nonzero[0])"
     ),
-    Mutation("one list buffer", "fetch.py", "self.buffer.eq(~self.buffer)", "self.buffer.eq(self.buffer)"),
-    Mutation("output address", "fetch.py", "output_pointer + layer.output_words", "output_pointer + 1"),
-    # Control.
-    Mutation("first pass clears every word", "sequencer.py", "item.first & (index == 0)", "item.first"),
-    Mutation("doubling at every word", "sequencer.py", "item.word.double & (index == 0)", "item.word.double"),
-    Mutation("empty passes compute", "sequencer.py", "operation.empty.eq(length == 0)", "operation.empty.eq(0)"),
-    Mutation("drain credit one short", "sequencer.py", "group.drain_cycles - 1", "group.drain_cycles - 2"),
+    Mutation("last word of a list lost", "fetch.py", "lengths[plane].eq(listed)", "lengths[plane].eq(length)"),
+    Mutation("lists not at their planes", "fetch.py", "address.eq(next_word)", "address.eq(address + lists)"),
+    Mutation("words of a plane not numbered anew", "fetch.py", "plane_word.eq(0)", "plane_word.eq(plane_word)"),
+    Mutation("activity of another turn", "fetch.py", "turns.insert(0, earlier)", "turns.append(earlier)"),
+    # Activation memory.
+    Mutation("read past a word's end", "activations.py", "word + (first_bank > bank)", "word"),
+    Mutation("write past a word's end", "activations.py", "word + (part > bank)", "word"),
+    Mutation("bank of a tile's part", "activations.py", "start[(bank - part) % banks]", "start[bank]"),
+    Mutation("granules of a bank", "activations.py", "self.write_granules << within", "self.write_granules"),
+    # Layers and passes.
+    Mutation("header word a cycle late", "sequencer.py", "m.Case(word + 1)", "m.Case(word)"),
     Mutation(
-        "weights of tile 0 for all", "sequencer.py", "weight_address + layer.weight_tile_stride", "weight_address"
+        "address of the passes", "sequencer.py", "pass_address.eq(pointer + HEADER_WORDS)", "pass_address.eq(pointer)"
     ),
+    Mutation("address of the next header", "sequencer.py", "pointer.eq(end)", "pointer.eq(end + 1)"),
+    Mutation(
+        "header fetched over a running layer", "sequencer.py", '"header" if spec.prefetch else "layer"', '"header"'
+    ),
+    Mutation(
+        "weights of a stream go elsewhere", "sequencer.py", "stream_base.eq(upcoming.", "stream_base.eq(self.layer."
+    ),
+    Mutation(
+        "chunks of a stream the wrong way",
+        "sequencer.py",
+        "Cat(self.write_word, self.beats.payload)[BUS_WIDTH:]",
+        "Cat(self.beats.payload, self.write_word)",
+    ),
+    Mutation("doublings of a dropped pass lost", "sequencer.py", "doubles.eq(total)", "doubles.eq(0)"),
+    Mutation("doublings twice", "sequencer.py", "[started.eq(1), doubles.eq(0)]", "started.eq(1)"),
+    Mutation("doublings of nothing", "sequencer.py", "m.Elif(started)", "m.Else()"),
+    Mutation("doublings of the last passes lost", "sequencer.py", "(doubles != 0) | ~started", "~started"),
+    Mutation("pass ahead of its plane", "sequencer.py", "self.loaded_planes > entry", "self.loaded_planes >= entry"),
+    Mutation(
+        "plane of the residual", "sequencer.py", "plane >= layer.activation_planes", "plane > layer.activation_planes"
+    ),
+    Mutation("words left out not counted", "sequencer.py", "self.skipped + words - length", "self.skipped + words"),
+    # Operations.
+    Mutation("first pass clears every word", "sequencer.py", " & (extra == 0) & (index == 0)", ""),
+    Mutation("doubling at every word", "sequencer.py", "entry.double & (index == 0)", "entry.double"),
+    Mutation("doubling computes", "sequencer.py", "operation.empty.eq(empty)", "operation.empty.eq(0)"),
+    Mutation("drain waited for a cycle less", "sequencer.py", "group.drain_cycles - 1", "group.drain_cycles - 2"),
+    Mutation("weights of tile 0", "sequencer.py", "weight_address + layer.weight_tile_stride", "weight_address"),
+    Mutation("weights of one plane", "sequencer.py", "weight_address + entry.weight_offset", "weight_address"),
+    Mutation("coefficients of tile 0", "sequencer.py", "coefficient_address + layer.passes", "coefficient_address"),
     Mutation(
         "thresholds of a tile", "sequencer.py", "threshold_address + thresholds", "threshold_address + thresholds + 1"
     ),
-    Mutation("a slot too few", "sequencer.py", "slot == derived.slots - 1", "slot == derived.slots - 2"),
-    Mutation("a pass too many", "sequencer.py", "next_pass == layer.passes - 1", "next_pass == layer.passes"),
-    Mutation("weight plane ignored", "sequencer.py", "weight_address + item.word.weight_offset", "weight_address"),
+    Mutation(
+        "list of the first plane", "sequencer.py", "list_address.eq(entry.base + index)", "list_address.eq(index)"
+    ),
     # Draining.
+    Mutation("threshold > instead of >=", "drain.py", "entry.value + complement", "entry.value + complement + 1"),
+    Mutation("negative gain ignored", "drain.py", " ^ entry.negate", ""),
     Mutation(
-        "threshold > instead of >=", "drain.py", "(self.value >= self.entry.value)", "(self.value > self.entry.value)"
+        "column sum not doubled", "drain.py", "Mux(offset, self.sums[row] << 1, self.sums[row])", "self.sums[row]"
     ),
-    Mutation("negative gain ignored", "drain.py", " ^ self.entry.negate", ""),
+    Mutation("search forgets its bit", "drain.py", "code | stage.bit | stage.bit >> 1", "code | stage.bit >> 1"),
+    Mutation("a level twice", "drain.py", "take, incoming = last, bit >> 1", "take, incoming = last, bit"),
     Mutation(
-        "column sum not doubled",
+        "stages share a value",
         "drain.py",
-        "(self.sums[row] << 1) - self.column_sum",
-        "self.sums[row] - self.column_sum",
+        "if number > 0:\n                held",
+        "if number > 1:\n                held",
     ),
-    Mutation("search forgets its bit", "drain.py", "unit.next_code | (step >> 1)", "unit.code | (step >> 1)"),
     Mutation("pool min and max swapped", "drain.py", "~smaller, smaller)", "smaller, ~smaller)"),
+    Mutation("carried pool not read", "drain.py", "column.tile_first & (layer.row_tiles != 1)", "0"),
+    Mutation("carried pool not written", "drain.py", "pooling & column.tile_last", "0"),
+    Mutation("code table ignored", "drain.py", "Mux((self.layer.flags & FLAG_TABLE).any(), looked_up, rank)", "rank"),
+    Mutation("all planes alike", "drain.py", "outgoing[row][number]", "outgoing[row][0]"),
+    Mutation("planes at one place", "drain.py", "finished.position + stride * number", "finished.position"),
+    Mutation("planes after the first ones", "drain.py", "+ stride * spec.drain_planes", "+ stride"),
+    Mutation("lanes without channels", "drain.py", "row < finished.rows", "1"),
     Mutation(
-        "carried pool not read", "drain.py", "Mux(pool_tile_first, carry_read.data[row], pooled[row])", "pooled[row]"
+        "address of an output pixel", "drain.py", "tile.output_position + layer.output_granules", "tile.output_position"
     ),
-    Mutation("carried pool not written", "drain.py", "pooling & pool_tile_last & ~", "0 & ~"),
-    Mutation("wrong plane written", "drain.py", "outgoing[row][0]", "outgoing[row][1]"),
-    Mutation("zero flag of the last tile only", "drain.py", " | ((slot != 0) & flag_read.data)", ""),
-    Mutation("zero flag of an older word", "drain.py", "(slot != 0) & flag_read.data", "flag_read.data"),
-    Mutation("zero flags out of order", "drain.py", "start_write & pool_tile_unwritten", "start_write"),
-    Mutation(
-        "address of an output pixel", "drain.py", "tile.output_address + layer.output_words", "tile.output_address"
-    ),
-    Mutation(
-        "a raw result too many",
-        "drain.py",
-        "tile.channel + raw_row < layer.channels",
-        "tile.channel + raw_row <= layer.channels",
-    ),
-    Mutation("layer ends a column early", "drain.py", "pool_tile.last & pool_tile_last", "pool_tile.last"),
+    Mutation("a raw result too many", "drain.py", "raw_row < columns[0].rows", "raw_row <= columns[0].rows"),
+    Mutation("layer ends a column early", "drain.py", "tile.last & taken.tile_last", "tile.last"),
     # The whole.
-    Mutation("stale lanes not cleared", "accelerator.py", "(chosen[0] | chosen[slot])", "(chosen[slot])"),
-    Mutation("unused lanes not cleared", "accelerator.py", "rest = chosen[0].replicate", "rest = Signal().replicate"),
-    Mutation("wrong slot", "accelerator.py", "drain.write_slot == slot", "drain.write_slot == slot ^ 1"),
     Mutation(
         "word's number not added",
         "accelerator.py",
-        "operation.weight_address + scanner.entry.word",
+        "operation.weight_address + loader.entry.word",
         "operation.weight_address",
     ),
-    Mutation("addresses a cycle early", "accelerator.py", "with m.If(taken):", "with m.If(issuer.take):"),
-    Mutation(
-        "host writes set no zero flag",
-        "accelerator.py",
-        "store.write_flag.eq(host.write_word.any())",
-        "store.write_flag.eq(1)",
-    ),
-    Mutation("invalid columns counted", "accelerator.py", "popcount(m, valid & ~active & ", "popcount(m, ~active & "),
+    Mutation("group taken before its passes", "accelerator.py", "loader.ready & scheduler.complete", "loader.ready"),
+    Mutation("columns without a window gated", "accelerator.py", "valid & ~active & ", "~active & "),
     Mutation("word committed by its first chunk", "host.py", "(chunk == derived.chunks - 1)", "(chunk == 0)"),
     Mutation("counters not cleared", "host.py", "self.counters.eq(0), done.eq(0)", "done.eq(0)"),
     Mutation(
-        "row of a write",
+        "weights of row 0",
         "host.py",
         "self.write_row.eq(word_address[derived.weight_address_width :])",
         "self.write_row.eq(0)",
     ),
+    Mutation("region of the thresholds", "host.py", "region == Region.THRESHOLDS)", "region == Region.COEFFICIENTS)"),
 )
 
 

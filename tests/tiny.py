@@ -61,7 +61,7 @@ def offsets(zero_skip: ZeroSkip) -> Case:
 
 def overlapping(zero_skip: ZeroSkip) -> Case:
     """Overlapping pooling windows of nine pixels, over several groups; more channels than a word has lanes."""
-    layers = [conv(35, 1, pool=3, pool_stride=2, output_planes=1, weight_bits=1), conv(2, 2), linear(3)]
+    layers = [conv(35, 1, pool=3, pool_stride=2, weight_bits=1), conv(2, 2), linear(3)]
     return _case(spec(8, 4, columns_per_copy=2, zero_skip=zero_skip), layers, in_shape=(1, 5, 5), input_bits=2)
 
 
@@ -98,8 +98,8 @@ def sparse(zero_skip: ZeroSkip) -> Case:
 
 
 def binary(zero_skip: ZeroSkip) -> Case:
-    """An array for one-bit weights and codes only."""
-    array = spec(4, 3, weight_planes_max=1, activation_planes_max=1, zero_skip=zero_skip)
+    """An array for one-bit weights and codes only, with one read port for all descriptors."""
+    array = spec(4, 3, weight_planes_max=1, activation_planes_max=1, prefetch=False, zero_skip=zero_skip)
     bipolar = {"weight_encoding": "bipolar", "weight_bits": 1}
     layers = [conv(4, 2, pool=2, output_planes=1, **bipolar), linear(2, **bipolar)]
     return _case(array, layers, in_shape=(2, 5, 5), input_bits=1)
@@ -109,7 +109,8 @@ def residual(zero_skip: ZeroSkip) -> Case:
     """Residual blocks: one as it is, one at a stride with weights of its own, and with an offset in the main path."""
     array = spec(4, 2, residual=True, lanes=64, drain_planes=2, zero_skip=zero_skip)
     identity = {"source": 0, "weight_encoding": "unsigned", "weight_bits": 1, "shift": 1}
-    projection = {"source": 1, "stride": (2, 2), "weight_encoding": "ternary"}
+    # Planes of ternary weights would cancel in a column sum that counted them.
+    projection = {"source": 1, "stride": (2, 2), "weight_encoding": "signed", "weight_bits": 2}
     layers = [
         conv(6, 1, output_planes=2),
         conv(6, 3, padding=1, output_planes=3, residual=identity),
@@ -145,7 +146,7 @@ def bases(zero_skip: ZeroSkip) -> Case:
 
 def streamed(zero_skip: ZeroSkip) -> Case:
     """Weights that do not fit: layers in parts, whose weights come while the part before computes."""
-    array = spec(4, 2, weight_stream=True, weight_depth=16, zero_skip=zero_skip)
+    array = spec(4, 2, lanes=64, weight_stream=True, weight_depth=8, zero_skip=zero_skip)
     return _case(array, [conv(20, 2), conv(9, 2), linear(3)], in_shape=(3, 4, 4), input_bits=2, images=2)
 
 

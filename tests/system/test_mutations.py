@@ -41,6 +41,6 @@ def test_every_fault_matches_the_source(tmp_path):
 
 
 def test_faults_are_many_and_different():
-    assert len(MUTATIONS) >= 20
+    assert len(MUTATIONS) >= 40
     assert max(Counter(mutation.breaks for mutation in MUTATIONS).values()) == 1
     assert max(Counter((mutation.file, mutation.old, mutation.new) for mutation in MUTATIONS).values()) == 1
