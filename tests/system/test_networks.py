@@ -1,5 +1,6 @@
 """Whole networks of the literature, from PyTorch to RTL, on real images."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitwright.hw.isa import preset
+from bitwright.hw.isa import ArraySpec, preset
 from bitwright.sim.backends import simulate
 from bitwright.sim.compare import compare
 from bitwright.sim.golden import execute
@@ -15,7 +16,8 @@ from bitwright.sw.config import load_config
 from bitwright.sw.data import load
 from bitwright.sw.lowering import lower, verify
 from bitwright.sw.models import build
-from bitwright.sw.quantize import Recipe, quantize
+from bitwright.sw.quantize import Recipe, calibrate, quantize
+from bitwright.sw.stages import stages
 from bitwright.sw.training import load_model, train
 
 RECIPES = Path(__file__).parents[2] / "sw" / "recipes"
@@ -37,23 +39,63 @@ def randomize_norms(model: nn.Module, generator: torch.Generator) -> None:
             module.running_var.data = 0.5 + torch.rand(module.running_var.shape, generator=generator)
 
 
+ROOMY = ArraySpec(
+    activation_depth=1 << 14,
+    window_depth=1 << 9,
+    weight_depth=1 << 14,
+    threshold_depth=1 << 12,
+    descriptor_depth=1 << 12,
+    row_tiles_max=128,
+    zero_skip="skip",
+)
+"""8 × 8 × 64 with memories for networks of CIFAR-10."""
+
+NETWORKS: dict[str, tuple[str, Recipe, ArraySpec]] = {
+    "cnv W1/A1": ("cnv", Recipe(weights="sign", weight_bits=1, activations="sign", activation_bits=1), ROOMY),
+    "cnv W2/A2": ("cnv", Recipe(weights="dorefa", weight_bits=2, activations="dorefa", activation_bits=2), ROOMY),
+    "resnet20 W2/A2": (
+        "resnet20",
+        Recipe(weights="dorefa", weight_bits=2, activations="dorefa", activation_bits=2),
+        dataclasses.replace(ROOMY, columns_per_copy=2),
+    ),
+    "resnet20 of 1 to 8 bits": (
+        "resnet20",
+        Recipe(weights="dorefa", activations="dorefa"),
+        dataclasses.replace(ROOMY, columns_per_copy=2, zero_skip="gate"),
+    ),
+    "vgg_small W2/A2, weights streamed": (
+        "vgg_small",
+        Recipe(weights="dorefa", weight_bits=2, activations="dorefa", activation_bits=2),
+        dataclasses.replace(ROOMY, weight_depth=1 << 11, weight_stream=True, zero_skip="off"),
+    ),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("weights", "activations", "bits"), [("sign", "sign", 1), ("dorefa", "dorefa", 2)])
-def test_cnv_on_cifar_10(
-    data_root: Path, statistics: torch.Generator, weights: str, activations: str, bits: int
-) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_cifar_10(data_root: Path, statistics: torch.Generator, name: str) -> None:
     torch.manual_seed(0)
-    model = build("cnv", (3, 32, 32), 10)
+    kind, recipe, spec = NETWORKS[name]
+    model = build(kind, (3, 32, 32), 10)
     randomize_norms(model, statistics)
-    network = quantize(model, Recipe(weights=weights, weight_bits=bits, activations=activations, activation_bits=bits))
-    spec = preset("edge") if bits == 1 else preset("large")
-    program = lower(network, spec, (3, 32, 32))
+    if name == "resnet20 of 1 to 8 bits":
+        bits = (8, 2, 3, 4, 5, 6, 7, 1)
+        recipe = dataclasses.replace(
+            recipe,
+            layers={
+                stage.name: {"weight_bits": bits[index % 8], "activation_bits": bits[index // 2 % 8]}
+                for index, stage in enumerate(stages(model))
+            },
+        )
+    network = quantize(model, recipe)
     image = load("cifar-10", data_root).test_images[:1]
+    calibrate(network, torch.from_numpy(image).float())
+    program = lower(network, spec, (3, 32, 32))
 
     proof = verify(network, program, image)
     assert sum(proof.mismatches.values()) == 0
-    layers = range(len(program.layers))
-    comparison = compare(*execute(program, image, trace=layers), *simulate(program, image, "verilator", layers))
+    parts = range(len(program.parsed))
+    comparison = compare(*execute(program, image, trace=parts), *simulate(program, image, "verilator", parts))
     assert comparison.first is None
 
 
