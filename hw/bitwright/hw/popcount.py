@@ -77,7 +77,7 @@ def popcount(m: Module, word: Value, name: str = "popcount") -> Value:
 def count_products(
     m: Module, first: Value, second: Value | None, negate: Value, fabric: Fabric = "portable", name: str = "count"
 ) -> Value:
-    """Count the lanes in which both words have a set bit: ``PRODUCT_LATENCY`` cycles later.
+    """Count the lanes in which both words have a set bit.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def count_products(
     first, second
         Words of equal width; without a second word the set bits of the first are counted.
     negate
-        Whether to invert the count; at the same time as the result.
+        Whether to invert the count.
     fabric
         Form of the counter.
     name
@@ -97,25 +97,18 @@ def count_products(
     Value
         As wide as the count needs, every bit inverted if ``negate``.
     """
-
-    def registered(value: Value) -> Value:
-        register = Signal(len(value), name=f"{name}_{next(numbers)}", reset_less=True)
-        m.d.sync += register.eq(value)
-        return register
-
-    numbers = (f"stage_{number}" for number in count())
     if fabric == "xilinx7":
-        return series7.count_products(m, first, second, negate, registered, name)
+        return series7.count_products(m, first, second, negate, name)
     if fabric == "ecp5":
-        return ecp5.count_products(m, first, first if second is None else second, negate, registered, name)
+        return ecp5.count_products(m, first, first if second is None else second, negate, name)
     if fabric == "portable":
-        total = registered(popcount(m, first if second is None else first & second, name))
+        total = popcount(m, first if second is None else first & second, name)
     else:
-        total = _carry_tree(m, first, first if second is None else second, registered, name)
+        total = _carry_tree(m, first, first if second is None else second, name)
     return total ^ negate.replicate(len(total))
 
 
-def _carry_tree(m: Module, first: Value, second: Value, registered: Callable[[Value], Value], name: str) -> Value:
+def _carry_tree(m: Module, first: Value, second: Value, name: str) -> Value:
     """Count by a tree of adders that uses their carry inputs.
 
     An adder of two counts takes one lane more: as a carry, made by one more bit at the bottom of the chain, which adds
@@ -142,12 +135,4 @@ def _carry_tree(m: Module, first: Value, second: Value, registered: Callable[[Va
         total = Cat(first[last], build(low, more)) + Cat(second[last], build(low + more, fewer))
         return named(total[1 : 1 + lanes.bit_length()])
 
-    def build_upper(low: int, lanes: int, levels: int) -> Value:
-        if levels == 0 or lanes < 4:
-            return registered(build(low, lanes))
-        more, fewer, last = lanes // 2, (lanes - 1) // 2, low + lanes - 1
-        carry = registered(first[last] & second[last])
-        total = Cat(carry, build_upper(low, more, levels - 1)) + Cat(carry, build_upper(low + more, fewer, levels - 1))
-        return named(total[1 : 1 + lanes.bit_length()])
-
-    return build_upper(0, len(first), UPPER_LEVELS)
+    return build(0, len(first))
