@@ -159,7 +159,7 @@ def test_a_compiler_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("PATH", f"{broken.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("BITWRIGHT_CACHE", str(tmp_path / "cache"))
-    spec = ArraySpec(rows=1, columns=1, lanes=32, **MEMORIES)
+    spec = ArraySpec(rows=4, columns=1, lanes=32, **MEMORIES)
     with pytest.raises(BitwrightError, match=r"could not compile the array: .*broken compiler"):
         backend("verilator", spec)
     assert not any((tmp_path / "cache" / "verilator").iterdir())
