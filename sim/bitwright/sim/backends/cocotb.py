@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
+import cocotb
 import numpy as np
 import numpy.typing as npt
 
@@ -71,9 +72,9 @@ class CocotbBackend:
         text = verilog(self.spec)
         version = (verilator() if self.simulator == "verilator" else icarus()).version
         flags = self._environment.get("MAKEFLAGS", "")
-        key = hashlib.sha256("\0".join([text, version, flags, *BUILD_ARGUMENTS[self.simulator]]).encode()).hexdigest()[
-            :24
-        ]
+        # The simulator is linked with the libraries of this installation of cocotb, and finds them by their path.
+        parts = [text, version, flags, cocotb.__version__, str(Path(cocotb.__file__).parent)]
+        key = hashlib.sha256("\0".join([*parts, *BUILD_ARGUMENTS[self.simulator]]).encode()).hexdigest()[:24]
         folder = cache_folder() / f"cocotb-{self.simulator}" / key
         if not folder.exists():
             with replacing(folder) as building:
