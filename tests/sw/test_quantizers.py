@@ -12,13 +12,13 @@ from bitwright.hw.errors import BitwrightError
 from bitwright.sw.quantizers import METHODS, ImageInput, WeightQuantizer, method
 from bitwright.sw.quantizers.base import covering_exponent, power_of_two_above
 from bitwright.sw.quantizers.dorefa import DoReFaActivation, DoReFaWeight
-from bitwright.sw.quantizers.fixed import FixedHardtanh, FixedReLU, FixedWeight
+from bitwright.sw.quantizers.fpnn import FixedHardtanh, FixedReLU, FPNNWeight
 from bitwright.sw.quantizers.qnn import QNNWeight
 from bitwright.sw.quantizers.sign import Sign, SignWeight
 
 torch.set_num_threads(1)
 
-WEIGHTS = [(kind, bits) for kind in (FixedWeight, QNNWeight, SignWeight, DoReFaWeight) for bits in kind.BITS]
+WEIGHTS = [(kind, bits) for kind in (FPNNWeight, QNNWeight, SignWeight, DoReFaWeight) for bits in kind.BITS]
 ACTIVATIONS = [
     (kind, bits, exponent)
     for kind in (FixedReLU, FixedHardtanh, DoReFaActivation, Sign)
@@ -73,11 +73,11 @@ def test_fixed_weights_follow_the_authors_code(bits, weight):
         nf = -next(e for e in itertools.count() if 2**e >= largest)
     scaled = weight * 2.0 ** (bits - 1 + nf)
     expected = scaled.round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) / 2.0 ** (bits - 1 + nf)
-    assert torch.equal(FixedWeight(bits)(weight), expected)
+    assert torch.equal(FPNNWeight(bits)(weight), expected)
 
 
 def test_fixed_weights_of_a_known_tensor():
-    codes = FixedWeight(3).codes(torch.tensor([[0.5, -0.5, 0.0625, -0.1875, 0.3]]))
+    codes = FPNNWeight(3).codes(torch.tensor([[0.5, -0.5, 0.0625, -0.1875, 0.3]]))
     assert codes.integers.tolist() == [[3, -4, 0, -2, 2]]  # 0.0625 is a tie and goes to 0, -0.1875 one to -2
     assert codes.scale.tolist() == [0.125]
 
@@ -130,7 +130,7 @@ UPSTREAM = torch.arange(1, 130, dtype=torch.float64).reshape(1, -1)
 
 @pytest.mark.parametrize(
     "quantizer",
-    [FixedWeight(2), FixedWeight(8), SignWeight(1), DoReFaWeight(1)],
+    [FPNNWeight(2), FPNNWeight(8), SignWeight(1), DoReFaWeight(1)],
     ids=["fixed2", "fixed8", "sign", "dorefa1"],
 )
 def test_gradient_passes_unchanged(quantizer):
@@ -324,7 +324,7 @@ def test_image_of_eight_bits_is_pixels_over_255():
 
 
 @pytest.mark.parametrize(
-    "kind", [FixedWeight, QNNWeight, DoReFaWeight, FixedReLU, FixedHardtanh, DoReFaActivation, Sign]
+    "kind", [FPNNWeight, QNNWeight, DoReFaWeight, FixedReLU, FixedHardtanh, DoReFaActivation, Sign]
 )
 @pytest.mark.parametrize("bits", [0, 9, -1, 2.0, True, None, "2"])
 def test_bits_out_of_range_are_refused(kind, bits):
@@ -333,8 +333,8 @@ def test_bits_out_of_range_are_refused(kind, bits):
 
 
 def test_fixed_point_with_one_bit_says_what_to_do():
-    with pytest.raises(BitwrightError, match="FixedWeight takes 2 to 8 bits, found 1; for 1 bit use the method 'sign'"):
-        FixedWeight(1)
+    with pytest.raises(BitwrightError, match="FPNNWeight takes 2 to 8 bits, found 1; for 1 bit use the method 'sign'"):
+        FPNNWeight(1)
 
 
 def test_image_parameters_are_checked():
@@ -361,17 +361,30 @@ def test_state_dict_holds_bits_and_scales():
 
 
 def test_methods_by_name():
-    assert list(METHODS) == ["fixed", "qnn", "sign", "dorefa"]
+    assert all(name == METHODS[name].name for name in METHODS)
+    assert method("fpnn") is method("fpnn")  # what earlier runs call it
     assert method("dorefa").weights is DoReFaWeight
-    assert (method("fixed").weight_bits, method("fixed").activation_bits) == (range(2, 9), range(2, 9))
+    assert (method("fpnn").weight_bits, method("fpnn").activation_bits) == (range(2, 9), range(2, 9))
     assert (method("sign").weight_bits, method("sign").activation_bits) == (range(1, 2), range(1, 2))
     with pytest.raises(BitwrightError, match="Unknown quantization method 'dorefanet'; did you mean 'dorefa'"):
         method("dorefanet")
-    with pytest.raises(BitwrightError, match="choose one of fixed, qnn, sign, dorefa"):
+    with pytest.raises(BitwrightError, match="choose one of fpnn, qnn, sign, dorefa"):
         method("?")
 
 
+def test_options_by_name():
+    assert not method("fpnn").quantize_weights(4).network_wide
+    assert method("fpnn").quantize_weights(4, {"scale": "network"}).network_wide
+    assert method("fpnn").replace_activation(nn.ReLU(), 4, {"scale": "network"}).network_wide
+    with pytest.raises(BitwrightError, match="The option scale is 'net', expected 'layer' or 'network'"):
+        method("fpnn").quantize_weights(4, {"scale": "net"})
+    with pytest.raises(BitwrightError, match="Method 'fpnn' has no option 'scales' for weights; did you mean 'sca"):
+        method("fpnn").quantize_weights(4, {"scales": "layer"})
+    with pytest.raises(BitwrightError, match="Method 'sign' has no option 'scale' for activations; it has none"):
+        method("sign").replace_activation(nn.ReLU(), 1, {"scale": "layer"})
+
+
 def test_methods_name_activation_functions_that_they_do_not_quantize():
-    assert isinstance(method("fixed").replace_activation(nn.Hardtanh(), 4), FixedHardtanh)
+    assert isinstance(method("fpnn").replace_activation(nn.Hardtanh(), 4), FixedHardtanh)
     with pytest.raises(BitwrightError, match="Method 'dorefa' does not quantize Hardtanh, expected ReLU"):
         method("dorefa").replace_activation(nn.Hardtanh(), 4)

@@ -24,6 +24,7 @@ Share = Annotated[float, Field(ge=0, lt=1, description="a number from 0 up to, n
 Positive = Annotated[float, Field(gt=0, description="a positive number")]
 NotNegative = Annotated[float, Field(ge=0, description="a number that is not negative")]
 Text = Annotated[str, Field(min_length=1, description="a text in quotes")]
+Options = Annotated[dict[str, Any], Field(description="a table of the method's options")]
 Switch = Annotated[bool, Field(description="true or false")]
 
 
@@ -64,8 +65,10 @@ class LayerConfig(_Section):
 
     weights: Text | None = None
     weight_bits: Bits | None = None
+    weight_options: Options | None = None
     activations: Text | None = None
     activation_bits: Bits | None = None
+    activation_options: Options | None = None
 
 
 class QuantizeConfig(_Section):
@@ -77,14 +80,18 @@ class QuantizeConfig(_Section):
         Names of quantization methods.
     weight_bits, activation_bits, input_bits
         Bits of weights, of activations between layers, and of the image.
+    weight_options, activation_options
+        Options of the methods: ``weight_options = { scale = "network" }``.
     layers
         Exceptions, by layer name or glob: ``[quantize.layers."conv*"]``.
     """
 
     weights: Text
     weight_bits: Bits
+    weight_options: Options = {}
     activations: Text
     activation_bits: Bits
+    activation_options: Options = {}
     input_bits: Bits = 8
     layers: Annotated[dict[str, LayerConfig], Field(description="a table of layers")] = {}
 
@@ -149,8 +156,8 @@ class SearchConfig(_Section):
         Networks with the same bits everywhere but in the image, measured for comparison.
     """
 
-    weights: Text = "fixed"
-    activations: Text = "fixed"
+    weights: Text = "fpnn"
+    activations: Text = "fpnn"
     relative_accuracy: Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")] = 0.99
     max_bits: Bits = 8
     min_bits: Bits = 1

@@ -10,7 +10,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -24,6 +24,7 @@ from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import has_coefficients
 from bitwright.sw.basis import BasisActivation
 from bitwright.sw.quantizers import ActivationQuantizer, ImageInput, Method, method
+from bitwright.sw.quantizers.fpnn import FixedActivation
 from bitwright.sw.residual import QuantizedShortcut
 from bitwright.sw.stages import Stage, Values, execute, expect, parametrized, stages, walk
 
@@ -40,18 +41,23 @@ class Recipe:
         Names of quantization methods.
     weight_bits, activation_bits
         Bits of weights and of activations; None leaves them in float.
+    weight_options, activation_options
+        Options of the methods, by name, such as ``{"scale": "network"}`` of ``fpnn``.
     input_bits
         Bits of the image; None keeps all 8 of a pixel.
     layers
         Exceptions, by layer name or glob, later ones over earlier ones: ``{"conv*": {"weight_bits": 8}}``. Keys are
-        ``weights``, ``weight_bits``, ``activations``, ``activation_bits``; the activations of a layer are those that it
-        *reads*, and of the first layer the image.
+        ``weights``, ``weight_bits``, ``weight_options``, ``activations``, ``activation_bits``, ``activation_options``;
+        the activations of a layer are those that it *reads*, and of the first layer the image. Another method begins
+        without options.
     """
 
-    weights: str = "fixed"
+    weights: str = "fpnn"
     weight_bits: int | None = None
-    activations: str = "fixed"
+    weight_options: Mapping[str, Any] = field(default_factory=dict)
+    activations: str = "fpnn"
     activation_bits: int | None = None
+    activation_options: Mapping[str, Any] = field(default_factory=dict)
     input_bits: int | None = 8
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -62,8 +68,10 @@ class _LayerRecipe:
 
     weights: Method
     weight_bits: int | None
+    weight_options: Mapping[str, Any]
     activations: Method
     activation_bits: int | None
+    activation_options: Mapping[str, Any]
 
 
 class PaddedConv2d(nn.Conv2d):
@@ -120,25 +128,29 @@ def quantize(model: nn.Module, recipe: Recipe) -> nn.Sequential:
             and not isinstance(function, ActivationQuantizer)
         ):
             with _naming(stage.source_name):
-                quantizer = choice.activations.replace_activation(function, choice.activation_bits)
+                quantizer = choice.activations.replace_activation(
+                    function, choice.activation_bits, choice.activation_options
+                )
             _replace(network, stage.source_name, quantizer)
     for stage in stages(network):
         source, layer = stage.input_quantizer, stage.layer
         if isinstance(layer, nn.Conv2d) and source is not None and source.offset() and any(layer.padding):
             _replace(network, stage.name, PaddedConv2d(layer, source))
+    all_weights = torch.cat([stage.weight.detach().flatten() for stage in stages(network)])
     for stage, choice in zip(stages(network), recipes, strict=True):
         if choice.weight_bits is not None and stage.weighted:
             with _naming(stage.name):
-                quantizer = choice.weights.weights(choice.weight_bits)
-            quantizer.fit(stage.weight)
+                quantizer = choice.weights.quantize_weights(choice.weight_bits, choice.weight_options)
+            quantizer.fit(all_weights if quantizer.network_wide else stage.weight)
             parametrize.register_parametrization(stage.layer, "weight", quantizer)
     for stage in stages(network):
         weight, inner, outer = stage.weight_quantizer, stage.input_quantizer, stage.addend_quantizer
         if stage.shortcut is None or weight is None or inner is None or outer is None:
             continue
-        # Numbers with a basis have no common unit to add in; lowering refuses them.
+        # Numbers with a basis, or a scale for each block, have no common unit to add in; lowering refuses them.
         if not (
             has_coefficients(weight.encoding)
+            or weight.obstacle()
             or isinstance(inner, BasisActivation)
             or isinstance(outer, BasisActivation)
         ):
@@ -181,16 +193,22 @@ def calibrate(model: nn.Sequential, images: Tensor) -> None:
         except RuntimeError as error:
             shape, reason = tuple(values[0].shape), str(error).split("\n")[0].rstrip(".")
             expect(False, name, f"does not take values of shape {shape} ({reason}); correct the layer or the images")
+    wide = [module for module in model.modules() if isinstance(module, FixedActivation) and module.network_wide]
+    for module in wide:
+        module.exponent = max(each.exponent for each in wide)
+    for module in model.modules():
+        if wide and isinstance(module, QuantizedShortcut):
+            module.fit()
     model.train(training)
 
 
 @torch.no_grad()
-def clip_weights(model: nn.Module) -> None:
-    """Clip the real weights of methods that ask for it; to call after every update of the optimizer."""
+def constrain_weights(model: nn.Module) -> None:
+    """Clip, or center, the real weights of methods that ask for it; to call after every update of the optimizer."""
     for module in model.modules():
         quantizer, weight = parametrized(module)
-        if quantizer is not None and quantizer.CLIP:
-            weight.clamp_(-quantizer.limit(), quantizer.limit())
+        if quantizer is not None:
+            quantizer.constrain(weight)
 
 
 def bit_assignment(model: nn.Module) -> list[dict[str, Any]]:
@@ -250,7 +268,7 @@ def _check_float(float_stages: list[Stage]) -> None:
 
 def _layer_recipes(recipe: Recipe, names: list[str]) -> list[_LayerRecipe]:
     """Give what the recipe says for each layer, exceptions applied."""
-    defaults = {key: getattr(recipe, key) for key in ("weights", "weight_bits", "activations", "activation_bits")}
+    defaults = {field.name: getattr(recipe, field.name) for field in fields(_LayerRecipe)}
     choices = [dict(defaults) for _ in names]
     choices[0]["activation_bits"] = recipe.input_bits
     for pattern, exceptions in recipe.layers.items():
@@ -263,13 +281,13 @@ def _layer_recipes(recipe: Recipe, names: list[str]) -> list[_LayerRecipe]:
                 f"Recipe names layer {pattern!r}, which the model does not have; {_suggest(pattern, names)}"
             )
         for choice in matching:
+            for kind, options in (("weights", "weight_options"), ("activations", "activation_options")):
+                if exceptions.get(kind, choice[kind]) != choice[kind]:
+                    choice[options] = {}
             choice |= exceptions
-    return [
-        _LayerRecipe(
-            method(choice["weights"]), choice["weight_bits"], method(choice["activations"]), choice["activation_bits"]
-        )
-        for choice in choices
-    ]
+    for choice in choices:
+        choice |= {"weights": method(choice["weights"]), "activations": method(choice["activations"])}
+    return [_LayerRecipe(**choice) for choice in choices]
 
 
 def _suggest(found: str, known: Iterable[str]) -> str:

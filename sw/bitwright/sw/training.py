@@ -28,7 +28,7 @@ from bitwright.hw.errors import BitwrightError
 from bitwright.hw.files import replacing
 from bitwright.sw import data, models
 from bitwright.sw.config import Config, DataConfig, QuantizeConfig, TrainConfig, first_difference
-from bitwright.sw.quantize import Recipe, calibrate, clip_weights, quantize
+from bitwright.sw.quantize import Recipe, calibrate, constrain_weights, quantize
 from bitwright.sw.runs import Run, load_parameters, save_tensors, write_lines
 
 EVALUATION_BATCH = 100  # images; the same everywhere, so that the same network gives the same floats
@@ -255,7 +255,7 @@ def descend(model: nn.Module, optimizer: torch.optim.Optimizer, pixels: Tensor, 
     loss = functional.cross_entropy(model(pixels), labels)
     loss.backward()
     optimizer.step()
-    clip_weights(model)
+    constrain_weights(model)
     return loss.item()
 
 

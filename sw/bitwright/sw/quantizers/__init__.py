@@ -6,7 +6,7 @@ A new method is a file with a ``METHOD``, and its name in the list below.
 from difflib import get_close_matches
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.sw.quantizers import dorefa, fixed, qnn, sign
+from bitwright.sw.quantizers import dorefa, fpnn, qnn, sign
 from bitwright.sw.quantizers.base import ActivationQuantizer, Boundary, ImageInput, WeightCodes, WeightQuantizer
 from bitwright.sw.quantizers.registry import Method
 
@@ -21,11 +21,23 @@ __all__ = [
     "method",
 ]
 
-METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (fixed, qnn, sign, dorefa)}
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD
+    for module in (
+        fpnn,
+        qnn,
+        sign,
+        dorefa,
+    )
+}
+
+EARLIER_NAMES = {"fixed": "fpnn"}
+"""Names that configurations of earlier runs have."""
 
 
 def method(name: str) -> Method:
     """Quantization method of a name."""
+    name = EARLIER_NAMES.get(name, name)
     if name not in METHODS:
         near = get_close_matches(name, METHODS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(METHODS)}."

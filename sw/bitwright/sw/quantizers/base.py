@@ -5,8 +5,10 @@ computes: :meth:`WeightQuantizer.codes` for weights, :meth:`ActivationQuantizer.
 gradient is the one that its paper states, not the derivative of the step function.
 """
 
+import math
 from abc import abstractmethod
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -19,6 +21,9 @@ from bitwright.hw.isa import Encoding
 
 NEARLY_ZERO = 2.0**-60
 """Tensors with no magnitude above this count as all zero: a scale that follows them would underflow."""
+
+CODEBOOK_MAX = 16
+"""Most entries of a codebook that :class:`WeightCodes` carries: as many as four index planes number."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,25 @@ class WeightCodes:
         Which integers are possible, and so what the planes mean.
     planes
         Bit planes of an integer.
+    codebook
+        int64, ascending: all integers that occur in the layer, at most :data:`CODEBOOK_MAX`, where the method numbers
+        its values so that a weight may be stored as an index; None otherwise.
     """
 
     integers: Tensor
     scale: Tensor
     encoding: Encoding
     planes: int
+    codebook: Tensor | None = None
+
+    def indices(self) -> Tensor:
+        """Positions of the integers in the codebook, int64, of the weight's shape."""
+        if self.codebook is None:
+            raise BitwrightError(
+                f"These weights have no codebook of at most {CODEBOOK_MAX} entries, expected one; choose a codebook "
+                "method of at most 4 bits, such as 'nf4'."
+            )
+        return torch.searchsorted(self.codebook, self.integers)
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,8 @@ class Boundary:
 class Quantizer(nn.Module):
     """Parent of all quantizers: the number of bits, checked, and saved in the state dict.
 
+    Keyword-only parameters of a quantizer are its *options*: recipes set them by name.
+
     Parameters
     ----------
     bits
@@ -63,6 +83,10 @@ class Quantizer(nn.Module):
 
     BITS: ClassVar[range] = range(1, 9)
     """Numbers of bits that the method offers."""
+
+    network_wide: bool = False
+    """Whether all layers share one scale: :meth:`fit` then gets the weights of all layers, and calibration gives all
+    activations the greatest exponent."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -145,6 +169,24 @@ class WeightQuantizer(Quantizer):
         """Give the magnitude that the real weights are clipped to, for methods that clip."""
         return 1.0
 
+    @torch.no_grad()
+    def constrain(self, weight: Tensor) -> None:
+        """Bring the real weights, in place, to where the method keeps them: before training and after every update."""
+        if self.CLIP:
+            weight.clamp_(-self.limit(), self.limit())
+
+    def rate_scale(self, weight: Tensor) -> float:
+        """Give the factor by which the method multiplies every update of a real weight."""
+        return 1.0
+
+    def codebook(self) -> Tensor | None:
+        """Give all integers that may occur, for methods that number them: int64, ascending, of any length."""
+        return None
+
+    def obstacle(self) -> str | None:
+        """Say why the hardware cannot hold these weights, as a whole sentence; None where it can."""
+        return None
+
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize; backward, the gradient of :meth:`surrogate`."""
         surrogate = self.surrogate(weight)
@@ -158,9 +200,14 @@ class WeightQuantizer(Quantizer):
             raise BitwrightError(
                 "A weight is NaN or infinite, expected finite numbers; train with a lower learning rate."
             )
+        if (obstacle := self.obstacle()) is not None:
+            raise BitwrightError(obstacle)
         integers, scale = self.quantized(self.surrogate(weight))
         scale = scale.double().reshape(-1).expand(len(weight)).clone()
-        return WeightCodes(integers.long(), scale, self.encoding, self.planes)
+        codebook = self.codebook()
+        if codebook is not None:
+            codebook = codebook.to(integers.device) if len(codebook) <= CODEBOOK_MAX else None
+        return WeightCodes(integers.long(), scale, self.encoding, self.planes, codebook)
 
 
 class ActivationQuantizer(Quantizer):
@@ -291,6 +338,35 @@ class StraightThrough(torch.autograd.Function):
         (passes,) = ctx.saved_tensors
         (gradient,) = gradients
         return (gradient if passes is None else torch.where(passes, gradient, 0.0)), None, None
+
+
+def one_of(option: str, value: Any, choices: Sequence[str]) -> str:
+    """Give the value of a quantizer's option, which must be one of some words."""
+    if value not in choices:
+        expected = " or ".join(repr(choice) for choice in choices)
+        raise BitwrightError(f"The option {option} is {value!r}, expected {expected}.")
+    return value
+
+
+def switch(option: str, value: Any) -> bool:
+    """Give the value of a quantizer's option that is true or false."""
+    if not isinstance(value, bool):
+        raise BitwrightError(f"The option {option} is {value!r}, expected true or false.")
+    return value
+
+
+def glorot(weight: Tensor) -> float:
+    """Glorot's bound of a weight of shape (output channels, input channels, ...): sqrt(1.5 / (fan in + fan out)).
+
+    The update scale of BinaryConnect is its reciprocal (the authors' ``W_LR_scale``).
+    """
+    return math.sqrt(1.5 / (weight[0].numel() + len(weight) * weight[0, 0].numel()))
+
+
+def largest_magnitude(x: Tensor) -> Tensor:
+    """Largest magnitude, in one pass; NaN if there is one."""
+    least, greatest = torch.aminmax(x)
+    return torch.maximum(greatest, -least)
 
 
 def code_values(codes: Tensor, step: Fraction, offset: Fraction) -> Tensor:

@@ -1,7 +1,7 @@
 """QNN: training from scratch on the fixed-point grid (Moons et al., Asilomar 2017; Hubara et al., arXiv 1609.07061).
 
 Unlike FPNN the range stays as it was when training began: real weights outside it get no gradient, and are clipped to
-it after every update. Activations are those of :mod:`bitwright.sw.quantizers.fixed`.
+it after every update. Activations are those of :mod:`bitwright.sw.quantizers.fpnn`.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitwright.hw.isa import Encoding
 from bitwright.sw.quantizers.base import PowerOfTwoScale, WeightQuantizer, covering_exponent, sign
-from bitwright.sw.quantizers.fixed import FixedHardtanh, FixedReLU, fixed_point
+from bitwright.sw.quantizers.fpnn import FixedHardtanh, FixedReLU, fixed_point
 from bitwright.sw.quantizers.registry import Method
 
 

@@ -1,11 +1,15 @@
-"""Fixed point with power-of-two scales, per layer: FPNN (Moons et al., WACV 2016), and the grid of QNN.
+"""FPNN: fixed point at test time (Moons et al., WACV 2016, arXiv 1603.06777), and the grid that QNN trains on.
 
-With Q bits the weights are the two's complement numbers -2^(Q-1) .. 2^(Q-1) - 1 times a power of two that follows the
-layer's largest weight. Activations are the same grid: all of it after a hardtanh, only its 2^(Q-1) non-negative values
-after a ReLU, which therefore needs Q - 1 bit planes.
+A float network is quantized as it is; fine-tuning is possible. With Q bits the weights are the two's complement numbers
+-2^(Q-1) .. 2^(Q-1) - 1 times a power of two. Activations are the same grid: all of it after a hardtanh, only its
+2^(Q-1) non-negative values after a ReLU, which therefore needs Q - 1 bit planes.
+
+Both rescalings of the paper are here, by the option ``scale``: ``layer`` (dynamic fixed point, the default) gives each
+layer its own power of two, ``network`` one to all weights, and one to all activations.
 """
 
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +21,13 @@ from bitwright.sw.quantizers.base import (
     PowerOfTwoScale,
     WeightQuantizer,
     covering_exponent,
+    largest_magnitude,
+    one_of,
     power_of_two_above,
 )
 from bitwright.sw.quantizers.registry import Method
+
+SCALES = "layer", "network"
 
 COVERED_SHARE = 0.999
 """Share of a layer's activations, zeros aside, that calibration keeps in range."""
@@ -32,16 +40,39 @@ def fixed_point(weight: Tensor, bits: int, bound: Tensor) -> tuple[Tensor, Tenso
     """
     half = 1 << (bits - 1)
     step = bound / half
-    return torch.round(weight / step).clamp_(-half, half - 1), step
+    return (weight / step).round_().clamp_(-half, half - 1), step
 
 
-class FixedWeight(WeightQuantizer):
-    """Weights of FPNN: the scale is the smallest power of two that is not below the layer's largest magnitude.
+class FPNNWeight(WeightQuantizer):
+    """Weights of FPNN: the scale is the smallest power of two that is not below the largest magnitude.
 
-    The scale follows the weights during fine-tuning; the gradient passes unchanged, as all weights are in range.
+    That of the layer follows the weights during fine-tuning, so that all are in range; that of the network is set when
+    the network is quantized. The gradient passes unchanged.
+
+    Parameters
+    ----------
+    bits
+        2 to 8.
+    scale
+        ``layer``, or ``network`` for the largest magnitude of all layers.
     """
 
     BITS = range(2, 9)
+
+    def __init__(self, bits: int, *, scale: str = "layer") -> None:
+        super().__init__(bits)
+        self.network_wide = one_of("scale", scale, SCALES) == "network"
+        self.exponent = 0
+
+    def get_extra_state(self) -> Tensor:
+        """Give the bits, and the exponent of a scale that does not follow the weights."""
+        return torch.tensor([self.bits, self.exponent] if self.network_wide else [self.bits])
+
+    def set_extra_state(self, state: Any) -> None:
+        """Check the bits, take the exponent."""
+        super().set_extra_state(state)
+        if self.network_wide:
+            self.exponent = int(state[1])
 
     @property
     def encoding(self) -> Encoding:
@@ -49,8 +80,16 @@ class FixedWeight(WeightQuantizer):
         return "signed"
 
     def quantized(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Round to the layer's grid."""
-        return fixed_point(weight, self.bits, power_of_two_above(weight.abs().amax()))
+        """Round to the grid."""
+        fixed = weight.new_full((), 2.0**self.exponent)
+        return fixed_point(
+            weight, self.bits, fixed if self.network_wide else power_of_two_above(largest_magnitude(weight))
+        )
+
+    @torch.no_grad()
+    def fit(self, values: Tensor) -> None:
+        """Cover all weights."""
+        self.exponent = covering_exponent(values.abs())
 
 
 class FixedActivation(PowerOfTwoScale, ActivationQuantizer):
@@ -63,6 +102,10 @@ class FixedActivation(PowerOfTwoScale, ActivationQuantizer):
     BITS = range(2, 9)
     LOWEST: int
     """Least integer of the grid, times ``2**(1 - bits)``: 0 or -1."""
+
+    def __init__(self, bits: int, exponent: int = 0, *, scale: str = "layer") -> None:
+        super().__init__(bits, exponent)
+        self.network_wide = one_of("scale", scale, SCALES) == "network"
 
     def step(self) -> Fraction:
         """A power of two."""
@@ -126,4 +169,4 @@ class FixedHardtanh(FixedActivation):
         return on_grid & (x >= float(self.offset()))
 
 
-METHOD = Method("fixed", FixedWeight, {nn.ReLU: FixedReLU, nn.Hardtanh: FixedHardtanh})
+METHOD = Method("fpnn", FPNNWeight, {nn.ReLU: FixedReLU, nn.Hardtanh: FixedHardtanh})
