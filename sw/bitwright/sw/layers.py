@@ -108,6 +108,8 @@ def _weight_format(stage: Stage) -> tuple[Encoding, int]:
         quantizer = stage.weight_quantizer
         if quantizer is None:
             raise BitwrightError(f"Layer {stage.name!r} has float weights, expected quantized ones; give them bits.")
+        if (obstacle := quantizer.obstacle()) is not None:
+            raise BitwrightError(f"Layer {stage.name!r}: {obstacle}")
         encoding, bits = quantizer.encoding, quantizer.planes
     return (basis_encoding(encoding) if isinstance(input_quantizer(stage), BasisActivation) else encoding), bits
 

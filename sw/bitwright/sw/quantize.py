@@ -149,8 +149,8 @@ def quantize(model: nn.Module, recipe: Recipe) -> nn.Sequential:
             continue
         # Numbers with a basis, or a scale for each block, have no common unit to add in; lowering refuses them.
         if not (
-            has_coefficients(weight.encoding)
-            or weight.obstacle()
+            weight.obstacle()
+            or has_coefficients(weight.encoding)
             or isinstance(inner, BasisActivation)
             or isinstance(outer, BasisActivation)
         ):
@@ -230,7 +230,7 @@ def bit_assignment(model: nn.Module) -> list[dict[str, Any]]:
                 "weight_planes": weight.planes if weight else None,
                 "input_bits": source.bits if source else None,
                 "input_planes": source.planes if source else None,
-                "encoding": weight.encoding if weight else None,
+                "encoding": weight.encoding if weight and not weight.obstacle() else None,
             }
         )
     return table
