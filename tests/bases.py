@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bitwright.sw.basis import BasisActivation, BasisCodes, BasisEncoding, fit_basis
 from bitwright.sw.quantize import Recipe, quantize
 from bitwright.sw.quantizers import WeightQuantizer
+from bitwright.sw.quantizers.basis import BasisActivation, BasisCodes, BasisEncoding, fit_basis
 from bitwright.sw.stages import stages
 
 

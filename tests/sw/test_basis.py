@@ -14,10 +14,10 @@ from bases import BasisWeight, GivenBasis, with_bases
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec
 from bitwright.sim import golden
-from bitwright.sw.basis import BasisCodes, bit_values, fit_basis, fixed_point, rounded
 from bitwright.sw.layers import layer_numbers
 from bitwright.sw.lowering import layer_shapes, lower, verify
 from bitwright.sw.quantize import Recipe, calibrate
+from bitwright.sw.quantizers.basis import BasisCodes, bit_values, fit_basis, fixed_point, rounded
 from bitwright.sw.residual import Residual, Shortcut
 from bitwright.sw.stages import stages
 

@@ -9,10 +9,11 @@ function a layer is therefore exactly::
 
 With ``weight = scale * integer`` and ``activation = step * code + offset``, and the addend scaled as
 :mod:`bitwright.sw.residual` says, that is ``y = gain * A + constant`` for an integer accumulator ``A``. With a basis
-(:mod:`bitwright.sw.basis`) the products of coefficients are rounded to integers: ``A`` counts units of ``2**-f``, and
-the line is exact for the rounded ones. Each output channel has its own ``f``, the largest with which its coefficients
-fit the array's ``coefficient_bits`` and its sums the accumulators: thresholds and scales belong to the channel anyway,
-so that this costs nothing and gives narrow channels the precision that one ``f`` for the layer would take from them.
+(:mod:`bitwright.sw.quantizers.basis`) the products of coefficients are rounded to integers: ``A`` counts units of
+``2**-f``, and the line is exact for the rounded ones. Each output channel has its own ``f``, the largest with which its
+coefficients fit the array's ``coefficient_bits`` and its sums the accumulators: thresholds and scales belong to the
+channel anyway, so that this costs nothing and gives narrow channels the precision that one ``f`` for the layer would
+take from them.
 
 An average pooling is a depthwise convolution of ones. Before a fully connected layer it needs no layer of its own: each
 weight is repeated for every pixel that its input averages, and divided by their number.
@@ -38,8 +39,8 @@ from bitwright.hw.isa import (
     weight_planes,
 )
 from bitwright.hw.plan import LayerShape, ResidualShape
-from bitwright.sw.basis import BasisActivation, BasisCodes, bit_values, fixed_point, rounded
 from bitwright.sw.quantizers import ActivationQuantizer, ImageInput
+from bitwright.sw.quantizers.basis import BasisActivation, BasisCodes, bit_values, fixed_point, rounded
 from bitwright.sw.residual import QuantizedShortcut
 from bitwright.sw.stages import Average, Stage, pair
 from bitwright.sw.thresholds import Grid, Line, integer_thresholds

@@ -23,8 +23,8 @@ from bitwright.hw.isa import ArraySpec
 from bitwright.hw.plan import LayerShape, plan
 from bitwright.hw.program import Program
 from bitwright.sim.golden import network_values
-from bitwright.sw.basis import BasisActivation
 from bitwright.sw.layers import Ints, Shape, input_quantizer, layer_numbers, layer_shape, layer_thresholds
+from bitwright.sw.quantizers.basis import BasisActivation
 from bitwright.sw.stages import Stage, stages
 
 

@@ -22,8 +22,8 @@ from torch.nn.utils import parametrize
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import has_coefficients
-from bitwright.sw.basis import BasisActivation
 from bitwright.sw.quantizers import ActivationQuantizer, ImageInput, Method, method
+from bitwright.sw.quantizers.basis import BasisActivation
 from bitwright.sw.quantizers.fpnn import FixedActivation
 from bitwright.sw.residual import QuantizedShortcut
 from bitwright.sw.stages import Stage, Values, execute, expect, parametrized, stages, walk
@@ -118,7 +118,7 @@ def quantize(model: nn.Module, recipe: Recipe) -> nn.Sequential:
     float_stages = stages(model)
     _check_float(float_stages)
     recipes = _layer_recipes(recipe, [stage.name for stage in float_stages])
-    network = _with_input(model, recipes[0].activation_bits)
+    network = _with_input(model, recipes[0].activation_bits).eval()  # registering parametrizations runs them
 
     for stage, choice in zip(stages(network)[1:], recipes[1:], strict=True):
         function = stage.source

@@ -8,11 +8,15 @@ Weights have a basis for each output channel, activations one for the layer that
 A quantizer of weights offers its numbers by giving :class:`BasisCodes` in place of
 :class:`~bitwright.sw.quantizers.WeightCodes`, one of activations by being a :class:`BasisActivation`. The hardware
 multiplies each count of ones by the integer ``round(2**f * cw[channel, i] * ca[j])``; see :func:`fixed_point`.
+
+Bases are learned by alternating two steps, which never raise the squared error: :func:`encode` gives each number the
+nearest level, :meth:`Encoded.best_basis` solves for the best basis of these codes (QEM, section 3.2 of the paper).
+Numbers are tensors of shape (n, channels, m) there, with one basis for each channel, or one for all.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -22,8 +26,7 @@ import torch
 from torch import Tensor
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.sw.quantizers import ActivationQuantizer, Boundary
-from bitwright.sw.quantizers.base import StraightThrough
+from bitwright.sw.quantizers.base import ActivationQuantizer, Boundary, StraightThrough
 
 BasisEncoding = Literal["basis", "bipolar_basis"]
 
@@ -123,14 +126,115 @@ def bit_values(planes: int, encoding: BasisEncoding) -> Tensor:
     return 2 * bits - 1 if encoding == "bipolar_basis" else bits
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Numbers and the levels nearest to them.
+
+    Attributes
+    ----------
+    numbers
+        Shape (n, channels, m).
+    basis
+        Shape (channels, planes), or (1, planes) for all channels.
+    levels
+        Of each basis in ascending order, shape (bases, 2**planes).
+    codes
+        Of the levels, int64, of their shape.
+    bits
+        What the bits of these codes count, shape (bases, 2**planes, planes).
+    ranks
+        uint8, of the numbers' shape: which level each number has.
+    """
+
+    numbers: Tensor
+    basis: Tensor
+    levels: Tensor
+    codes: Tensor
+    bits: Tensor
+    ranks: Tensor
+
+    def values(self) -> Tensor:
+        """Levels of the numbers, of their shape."""
+        return self._look_up(self.levels, self._entries())
+
+    def integers(self) -> Tensor:
+        """Codes of the numbers, int64, of their shape."""
+        return self._look_up(self.codes, self._entries())
+
+    def planes(self) -> Iterator[Tensor]:
+        """What bit 0 of each number's code counts, then bit 1, and so on; each of the numbers' shape and type."""
+        entries = self._entries()
+        for plane in range(self.bits.shape[2]):
+            yield self._look_up(self.bits[:, :, plane], entries)
+
+    def best_basis(self, importance: Tensor | None = None) -> Tensor:
+        """Basis with the least squared error for these codes.
+
+        Parameters
+        ----------
+        importance
+            What the squared error of a channel counts, shape (channels,), for a basis that all share; 1 if not given.
+
+        Returns
+        -------
+        basis
+            float64, of the basis's shape. What no code determines stays as it was, by :data:`REGULARIZATION`.
+        """
+        counts = [(self.ranks == rank).view(torch.uint8).sum((0, 2), dtype=torch.int32) for rank in
+                  range(self.levels.shape[1])]  # fmt: skip
+        products = [plane.mul_(self.numbers).sum((0, 2)) for plane in self.planes()]
+        counted, moments = torch.stack(counts, 1).double(), torch.stack(products, 1).double()
+        if len(self.basis) == 1:
+            if importance is not None:
+                counted, moments = counted * importance[:, None], moments * importance[:, None]
+            counted, moments = counted.sum(0, keepdim=True), moments.sum(0, keepdim=True)
+        bits, before = self.bits.double(), self.basis.double()
+        squares = (counted[..., None] * bits).mT @ bits
+        squares = squares + REGULARIZATION * torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device)
+        moments = moments + REGULARIZATION * before
+        return torch.linalg.solve_ex(squares, moments[..., None])[0][..., 0]  # never singular, so no check
+
+    def _entries(self) -> Tensor:
+        """Where each number is in a table of all levels, one basis after the other."""
+        entries = self.ranks.int()
+        if len(self.levels) > 1:
+            bases, levels = self.levels.shape
+            entries += torch.arange(0, bases * levels, levels, dtype=torch.int32, device=entries.device)[:, None]
+        return entries.reshape(-1)
+
+    def _look_up(self, table: Tensor, entries: Tensor) -> Tensor:
+        return table.reshape(-1).index_select(0, entries).reshape(self.ranks.shape)
+
+
+@torch.no_grad()
+def encode(numbers: Tensor, basis: Tensor, encoding: BasisEncoding) -> Encoded:
+    """Give each number the nearest level, halfway between two the lower one.
+
+    Parameters
+    ----------
+    numbers
+        Shape (n, channels, m).
+    basis
+        Shape (channels, planes), or (1, planes) for one basis of all channels; of the numbers' type.
+    encoding
+        What a bit counts.
+    """
+    numbers = numbers.detach()
+    counted = bit_values(basis.shape[1], encoding).to(basis)
+    # Sums, not a matrix product, which GPUs may round to fewer bits.
+    levels, codes = (basis[:, None] * counted).sum(2).sort(dim=1, stable=True)
+    halves = (levels[:, :-1] + levels[:, 1:]) / 2
+    ranks = torch.zeros(numbers.shape, dtype=torch.uint8, device=numbers.device)
+    for half in halves.unbind(1):  # faster than a search as long as there are few
+        ranks += (numbers > half[:, None]).view(torch.uint8)
+    return Encoded(numbers, basis, levels, codes, counted[codes], ranks)
+
+
 @torch.no_grad()
 def fit_basis(
     weight: Tensor, planes: int, encoding: BasisEncoding = "bipolar_basis", *, iterations: int = 20
 ) -> BasisCodes:
-    """Fit a basis to the weights of each output channel, by alternating least squares.
-
-    Each iteration gives every weight the nearest level and then solves for the basis with the least squared error for
-    these codes, which never raises the error. It begins at powers of two. Section 3.2 of the paper (QEM).
+    """Fit a basis to the weights of each output channel, beginning at powers of two.
 
     Parameters
     ----------
@@ -141,26 +245,27 @@ def fit_basis(
     encoding
         What a bit counts.
     iterations
-        How often to alternate.
+        How often to encode and solve.
+
+    Raises
+    ------
+    BitwrightError
+        If a weight is not finite.
     """
-    flat = weight.double().reshape(len(weight), -1)
-    bits = bit_values(planes, encoding)
+    expect_finite(weight)
+    flat = weight.double().reshape(1, len(weight), -1)
     # Levels that reach twice the mean magnitude: all that matters is that some weights get each code.
-    reach = 2 * flat.abs().mean(1, keepdim=True) / ((1 << planes) - 1)
-    basis = reach * 2.0 ** torch.arange(planes)
+    reach = 2 * flat[0].abs().mean(1, keepdim=True) / ((1 << planes) - 1)
+    basis = reach * 2.0 ** torch.arange(planes, device=flat.device)
     for _ in range(iterations):
-        chosen = bits[_nearest(flat, basis @ bits.T)]  # (channels, weights, planes)
-        squares = chosen.mT @ chosen + REGULARIZATION * torch.eye(planes, dtype=torch.float64)
-        moments = chosen.mT @ flat[..., None] + REGULARIZATION * basis[..., None]
-        basis = torch.linalg.solve(squares, moments)[..., 0]
-    return BasisCodes(_nearest(flat, basis @ bits.T).reshape(weight.shape), basis, encoding)
+        basis = encode(flat, basis, encoding).best_basis()
+    return BasisCodes(encode(flat, basis, encoding).integers().reshape(weight.shape), basis, encoding)
 
 
-def _nearest(values: Tensor, levels: Tensor) -> Tensor:
-    """Code of the level nearest to each value; rows of both are channels, columns of ``levels`` are codes."""
-    ordered, codes = levels.sort(1)
-    ranks = torch.searchsorted((ordered[:, :-1] + ordered[:, 1:]) / 2, values.contiguous())
-    return codes.gather(1, ranks)
+def expect_finite(numbers: Tensor) -> None:
+    """Refuse numbers that no level is near to."""
+    if not numbers.isfinite().all():
+        raise BitwrightError("A number is NaN or infinite, expected finite ones; train with a lower learning rate.")
 
 
 def fixed_point(values: Sequence[Fraction], bits: int) -> int:
