@@ -22,6 +22,7 @@ Bits = Annotated[int, Field(ge=1, le=8, description="an integer from 1 to 8")]
 Count = Annotated[int, Field(ge=1, description="a positive integer")]
 Share = Annotated[float, Field(ge=0, lt=1, description="a number from 0 up to, not including, 1")]
 Positive = Annotated[float, Field(gt=0, description="a positive number")]
+Ratio = Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")]
 NotNegative = Annotated[float, Field(ge=0, description="a number that is not negative")]
 Text = Annotated[str, Field(min_length=1, description="a text in quotes")]
 Options = Annotated[dict[str, Any], Field(description="a table of the method's options")]
@@ -69,6 +70,33 @@ class LayerConfig(_Section):
     activations: Text | None = None
     activation_bits: Bits | None = None
     activation_options: Options | None = None
+    gradient_bits: Bits | None = None
+
+
+class StochasticConfig(_Section):
+    """``[quantize.stochastic]``: training quantizes only a share of the filters, drawn at every step.
+
+    Attributes
+    ----------
+    function, selection, granularity
+        How filters are drawn; see :class:`bitwright.sw.quantizers.stochastic.StochasticWeight`.
+    ratios
+        Shares that are quantized, one for each stage of training. A stage is a whole training of ``train.epochs`` that
+        starts from the weights of the one before, with the learning rate and the optimizer started again.
+    """
+
+    function: Annotated[
+        Literal["linear", "constant", "softmax", "sigmoid"],
+        Field(description='"linear", "constant", "softmax" or "sigmoid"'),
+    ] = "linear"
+    selection: Annotated[Literal["quantized", "real"], Field(description='"quantized" or "real"')] = "quantized"
+    granularity: Annotated[Literal["filter", "element"], Field(description='"filter" or "element"')] = "filter"
+    ratios: Annotated[list[Ratio], Field(min_length=1, description="a list of numbers above 0, at most 1")] = [
+        0.5,
+        0.75,
+        0.875,
+        1.0,
+    ]
 
 
 class QuantizeConfig(_Section):
@@ -82,6 +110,10 @@ class QuantizeConfig(_Section):
         Bits of weights, of activations between layers, and of the image.
     weight_options, activation_options
         Options of the methods: ``weight_options = { scale = "network" }``.
+    gradient_bits
+        Bits of gradients in training; absent: in float.
+    stochastic
+        Stochastic quantization of the weights; absent: all are quantized at every step.
     layers
         Exceptions, by layer name or glob: ``[quantize.layers."conv*"]``.
     """
@@ -92,7 +124,9 @@ class QuantizeConfig(_Section):
     activations: Text
     activation_bits: Bits
     activation_options: Options = {}
+    gradient_bits: Bits | None = None
     input_bits: Bits = 8
+    stochastic: Annotated[StochasticConfig | None, Field(description="a table")] = None
     layers: Annotated[dict[str, LayerConfig], Field(description="a table of layers")] = {}
 
 
@@ -101,6 +135,8 @@ class TrainConfig(_Section):
 
     Attributes
     ----------
+    epochs
+        Passes of the training images; with stochastic quantization, of each stage.
     schedule
         Learning rate over time: ``cosine`` falls to zero at the end, ``step`` is multiplied by ``step_factor`` after
         every ``step_epochs``, ``constant`` stays.

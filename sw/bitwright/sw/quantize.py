@@ -25,6 +25,8 @@ from bitwright.hw.isa import has_coefficients
 from bitwright.sw.quantizers import ActivationQuantizer, ImageInput, Method, method
 from bitwright.sw.quantizers.basis import BasisActivation
 from bitwright.sw.quantizers.fpnn import FixedActivation
+from bitwright.sw.quantizers.gradient import GradientQuantizer
+from bitwright.sw.quantizers.stochastic import StochasticWeight
 from bitwright.sw.residual import QuantizedShortcut
 from bitwright.sw.stages import Stage, Values, execute, expect, parametrized, stages, walk
 
@@ -43,13 +45,18 @@ class Recipe:
         Bits of weights and of activations; None leaves them in float.
     weight_options, activation_options
         Options of the methods, by name, such as ``{"scale": "network"}`` of ``fpnn``.
+    gradient_bits
+        Bits of the gradients that come back to the output of a layer, before its batch norm; None leaves them in float.
     input_bits
         Bits of the image; None keeps all 8 of a pixel.
+    stochastic
+        Quantize in training only a share of the weights, drawn anew at every step: the options of
+        :class:`~bitwright.sw.quantizers.stochastic.StochasticWeight`, such as ``{"granularity": "element"}``.
     layers
         Exceptions, by layer name or glob, later ones over earlier ones: ``{"conv*": {"weight_bits": 8}}``. Keys are
-        ``weights``, ``weight_bits``, ``weight_options``, ``activations``, ``activation_bits``, ``activation_options``;
-        the activations of a layer are those that it *reads*, and of the first layer the image. Another method begins
-        without options.
+        ``weights``, ``weight_bits``, ``weight_options``, ``activations``, ``activation_bits``, ``activation_options``,
+        ``gradient_bits``; the activations of a layer are those that it *reads*, and of the first layer the image.
+        Another method begins without options.
     """
 
     weights: str = "fpnn"
@@ -58,7 +65,9 @@ class Recipe:
     activations: str = "fpnn"
     activation_bits: int | None = None
     activation_options: Mapping[str, Any] = field(default_factory=dict)
+    gradient_bits: int | None = None
     input_bits: int | None = 8
+    stochastic: Mapping[str, Any] | None = None
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -72,6 +81,7 @@ class _LayerRecipe:
     activations: Method
     activation_bits: int | None
     activation_options: Mapping[str, Any]
+    gradient_bits: int | None
 
 
 class PaddedConv2d(nn.Conv2d):
@@ -141,8 +151,13 @@ def quantize(model: nn.Module, recipe: Recipe) -> nn.Sequential:
         if choice.weight_bits is not None and stage.weighted:
             with _naming(stage.name):
                 quantizer = choice.weights.quantize_weights(choice.weight_bits, choice.weight_options)
+                if recipe.stochastic is not None:
+                    quantizer = StochasticWeight(quantizer, **recipe.stochastic)
             quantizer.fit(all_weights if quantizer.network_wide else stage.weight)
             parametrize.register_parametrization(stage.layer, "weight", quantizer)
+        if choice.gradient_bits is not None and stage.weighted:
+            with _naming(stage.name):
+                stage.layer.register_forward_hook(GradientQuantizer(choice.gradient_bits))
     for stage in stages(network):
         weight, inner, outer = stage.weight_quantizer, stage.input_quantizer, stage.addend_quantizer
         if stage.shortcut is None or weight is None or inner is None or outer is None:
@@ -209,6 +224,13 @@ def constrain_weights(model: nn.Module) -> None:
         quantizer, weight = parametrized(module)
         if quantizer is not None:
             quantizer.constrain(weight)
+
+
+def quantize_share(model: nn.Module, ratio: float) -> None:
+    """Set the share of the weights that stochastic quantization quantizes in training, 0..1."""
+    for module in model.modules():
+        if isinstance(module, StochasticWeight):
+            module.ratio = ratio
 
 
 def bit_assignment(model: nn.Module) -> list[dict[str, Any]]:

@@ -23,13 +23,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.files import replacing
 from bitwright.sw import data, models
 from bitwright.sw.config import Config, DataConfig, QuantizeConfig, TrainConfig, first_difference
-from bitwright.sw.quantize import Recipe, calibrate, constrain_weights, quantize
+from bitwright.sw.quantize import Recipe, calibrate, constrain_weights, quantize, quantize_share
 from bitwright.sw.runs import Run, load_parameters, save_tensors, write_lines
+from bitwright.sw.stages import parametrized
 
 EVALUATION_BATCH = 100  # images; the same everywhere, so that the same network gives the same floats
 
@@ -147,24 +149,34 @@ def train(
     with repeatable(settings.threads):
         seed_everything(settings.seed, 0)
         model = initial_model(config, images).to(device)
+        _check_batches(model, images, settings)
         run = Run.create(folder, config)
         optimizer = _optimizer(model, settings)
         history = _resume(run, model, optimizer)
         run.record(seed=settings.seed, device=str(device), threads=torch.get_num_threads(), data=images.describe())
         steps = max(1, len(images.train_labels) // settings.batch_size)
+        ratios = _ratios(config)
+        epochs = settings.epochs * len(ratios)
+        if not history:
+            constrain_weights(model)
 
         with stopping(f"Training into {run.folder}"), progress_bar(progress) as bar:
-            task = bar.add_task(run.folder.name, total=settings.epochs * steps, completed=len(history) * steps)
-            for epoch in range(len(history), settings.epochs):
+            task = bar.add_task(run.folder.name, total=epochs * steps, completed=len(history) * steps)
+            for epoch in range(len(history), epochs):
                 started = time.perf_counter()
                 generator = seed_everything(settings.seed, epoch + 1)
+                stage, epoch_of_stage = divmod(epoch, settings.epochs)
+                if epoch_of_stage == 0:
+                    optimizer.state.clear()  # every stage begins with a new optimizer
+                quantize_share(model, ratios[stage])
                 model.train()
                 total_loss = 0.0
                 for step, (pixels, labels) in enumerate(batches(images, settings.batch_size, config.data, generator)):
-                    set_learning_rate(optimizer, learning_rate(settings, epoch * steps + step, steps))
+                    set_learning_rate(optimizer, learning_rate(settings, epoch_of_stage * steps + step, steps))
                     loss = descend(model, optimizer, pixels.to(device), labels.to(device))
                     total_loss += _finite(loss, epoch, step, settings)
                     bar.advance(task)
+                _check_finite(model, epoch, settings)
                 accuracy = evaluate(model, images.validation_pixels, images.validation_labels)
                 history.append(
                     {
@@ -240,7 +252,8 @@ def initial_model(config: Config, images: Images) -> nn.Sequential:
 
 def recipe(config: QuantizeConfig) -> Recipe:
     """Turn ``[quantize]`` into what :func:`bitwright.sw.quantize.quantize` takes."""
-    return Recipe(**config.model_dump(exclude={"layers"}), layers=config.model_dump(exclude_none=True)["layers"])
+    values = config.model_dump(exclude={"stochastic": {"ratios"}})
+    return Recipe(**values | {"layers": config.model_dump(exclude_none=True)["layers"]})
 
 
 def _build(config: Config, in_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
@@ -260,9 +273,9 @@ def descend(model: nn.Module, optimizer: torch.optim.Optimizer, pixels: Tensor, 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of the next step."""
+    """Set the learning rate of the next step; methods that scale their updates get it scaled."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_scale", 1.0)
 
 
 def learning_rate(settings: TrainConfig, step: int, steps: int) -> float:
@@ -317,8 +330,9 @@ def evaluate(model: nn.Module, pixels: Tensor, labels: Tensor) -> float:
     model.eval()
     device = next(model.parameters()).device
     correct = 0
-    for image, label in zip(pixels.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
-        correct += int((model(image.to(device)).argmax(1).cpu() == label).sum())
+    with parametrize.cached():  # weights are quantized once
+        for image, label in zip(pixels.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
+            correct += int((model(image.to(device)).argmax(1).cpu() == label).sum())
     return correct / len(labels)
 
 
@@ -364,10 +378,49 @@ def stopping(what: str) -> Iterator[None]:
 
 
 def _optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
-    parameters, decay = model.parameters(), settings.weight_decay
+    parameters, decay = _parameter_groups(model), settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, settings.learning_rate, momentum=settings.momentum, weight_decay=decay)
     return torch.optim.Adam(parameters, settings.learning_rate, weight_decay=decay)
+
+
+def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Parameters by the scale of their updates, which both optimizers make proportional to the learning rate."""
+    scales: dict[int, float] = {}
+    for module in model.modules():
+        quantizer, weight = parametrized(module)
+        if quantizer is not None:
+            scales[id(weight)] = quantizer.rate_scale(weight)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        groups.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
+    return [{"params": parameters, "rate_scale": scale} for scale, parameters in groups.items()]
+
+
+def _ratios(config: Config) -> list[float]:
+    """Shares of quantized weights of all stages of training: without stochastic quantization one stage."""
+    stochastic = config.quantize.stochastic if config.quantize is not None else None
+    return [1.0] if stochastic is None else stochastic.ratios
+
+
+def _check_batches(model: nn.Module, images: Images, settings: TrainConfig) -> None:
+    """Refuse batches of one image where a batch norm would get one value of each channel."""
+    alone = min(settings.batch_size, len(images.train_labels)) == 1
+    if alone and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
+        raise BitwrightError(
+            "The batches have one image, of which batch norm after a fully connected layer learns nothing; set "
+            "train.batch_size to at least 2."
+        )
+
+
+def _check_finite(model: nn.Module, epoch: int, settings: TrainConfig) -> None:
+    """Refuse NaN and infinity, which a sign or a comparison may hide from the loss: batch norm remembers them."""
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise BitwrightError(
+                f"{name} is NaN or infinite after epoch {epoch + 1}, expected finite numbers; lower "
+                f"train.learning_rate, now {settings.learning_rate}."
+            )
 
 
 def _finite(loss: float, epoch: int, step: int, settings: TrainConfig) -> float:

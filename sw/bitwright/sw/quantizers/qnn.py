@@ -8,19 +8,54 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.hw.isa import Encoding
-from bitwright.sw.quantizers.base import PowerOfTwoScale, WeightQuantizer, covering_exponent, sign
+from bitwright.sw.quantizers.base import PowerOfTwoScale, WeightQuantizer, covering_exponent, glorot, one_of, sign
 from bitwright.sw.quantizers.fpnn import FixedHardtanh, FixedReLU, fixed_point
 from bitwright.sw.quantizers.registry import Method
 
 
-class QNNWeight(PowerOfTwoScale, WeightQuantizer):
-    """Weights in ``[-H, H)`` with ``H = 2**exponent``; with one bit, ``-H`` or ``H``.
+class RangedWeight(PowerOfTwoScale, WeightQuantizer):
+    """Weights in a range [-H, H] with ``H = 2**exponent``, to which the real weights are clipped.
 
-    The published range is H = 1, with weights drawn from all of it; :meth:`fit` makes it the smallest power of two that
-    covers the given weights, so that usual initializations do not round to zero.
+    The published range is H = 1, with initial weights drawn from all of it. The same training with weights drawn from
+    another range is had by H at that range: :meth:`fit` covers the given weights, so that usual initializations do not
+    round to zero.
+
+    Parameters
+    ----------
+    limit
+        ``weights``: :meth:`fit` sets H to the smallest power of two that covers the weights; ``one``: H = 1.
+    update_scale
+        ``glorot``: updates are multiplied by ``H / sqrt(1.5 / (fan in + fan out))``, which for H = 1 is ``W_LR_scale``
+        of the authors of BinaryConnect; ``none``: they are not.
     """
 
     CLIP = True
+
+    def __init__(self, bits: int, exponent: int = 0, *, limit: str = "weights", update_scale: str = "none") -> None:
+        super().__init__(bits, exponent)
+        self.fitted = one_of("limit", limit, ("weights", "one")) == "weights"
+        self.scaled = one_of("update_scale", update_scale, ("none", "glorot")) == "glorot"
+
+    def limit(self) -> float:
+        """Give H."""
+        return 2.0**self.exponent
+
+    def rate_scale(self, weight: Tensor) -> float:
+        """Give the scale of updates."""
+        return self.limit() / glorot(weight) if self.scaled else 1.0
+
+    @torch.no_grad()
+    def fit(self, values: Tensor) -> None:
+        """Cover all weights, unless H is 1."""
+        if self.fitted:
+            self.exponent = covering_exponent(values.abs())
+
+
+class QNNWeight(RangedWeight):
+    """Weights on the grid of [-H, H); with one bit, ``-H`` or ``H``. The gradient passes where ``|w| <= H``.
+
+    Parameters are those of :class:`RangedWeight`.
+    """
 
     @property
     def encoding(self) -> Encoding:
@@ -35,15 +70,6 @@ class QNNWeight(PowerOfTwoScale, WeightQuantizer):
     def surrogate(self, weight: Tensor) -> Tensor:
         """Clip: the gradient passes where ``|w| <= H``."""
         return weight.clamp(-self.limit(), self.limit())
-
-    def limit(self) -> float:
-        """Give H."""
-        return 2.0**self.exponent
-
-    @torch.no_grad()
-    def fit(self, values: Tensor) -> None:
-        """Cover all weights."""
-        self.exponent = covering_exponent(values.abs())
 
 
 METHOD = Method("qnn", QNNWeight, {nn.ReLU: FixedReLU, nn.Hardtanh: FixedHardtanh})
