@@ -80,7 +80,7 @@ def test_every_value_and_every_tie_encodes_as_in_ml_dtypes(ours, theirs):
 
 @with_types
 @given(x=npst.arrays(np.float32, 40, elements=st.floats(-1e6, 1e6, width=32) | st.floats(-8, 8, width=32)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_float_encodes_as_in_ml_dtypes(ours, theirs, x):
     np.testing.assert_array_equal(ours.encode(torch.from_numpy(x), saturate=False).numpy(), peer_encode(x, theirs))
 
@@ -164,7 +164,7 @@ def test_e2m1_and_e3m0_by_hand():
 
 @with_formats
 @given(x=st.floats(allow_nan=False, allow_infinity=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_rounding_gives_the_nearest_value(ours, x):
     decoded = ours.decode(codes_of(ours), torch.float64)
     values = [Fraction(value) for value in decoded[decoded.isfinite()].tolist()]
@@ -259,7 +259,7 @@ def test_nf4_blocks_are_divided_by_their_greatest_magnitude():
     x=npst.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 70)), elements=st.floats(-4, 4, width=32)),
     power=st.integers(-60, 60),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_mx_blocks_are_those_of_the_specification(ours, theirs, x, power):
     """Block by block in NumPy: exponent by math, scale and elements by ml_dtypes."""
     x = np.ldexp(x, power)

@@ -6,7 +6,7 @@ A new method is a file with a ``METHOD``, and its name in the list below.
 from difflib import get_close_matches
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.sw.quantizers import dorefa, fpnn, lqnets, qnn, sign
+from bitwright.sw.quantizers import clustering, dorefa, fp4, fp8, fpnn, lqnets, mx, nf4, qnn, sign
 from bitwright.sw.quantizers.base import ActivationQuantizer, Boundary, ImageInput, WeightCodes, WeightQuantizer
 from bitwright.sw.quantizers.registry import Method
 
@@ -29,6 +29,11 @@ METHODS: dict[str, Method] = {
         sign,
         dorefa,
         lqnets,
+        clustering,
+        nf4,
+        fp4,
+        fp8,
+        mx,
     )
 }
 

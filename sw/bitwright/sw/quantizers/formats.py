@@ -168,12 +168,13 @@ class LevelFormat:
         return (len(self.levels) - 1).bit_length()
 
     @cached_property
-    def _values(self) -> Tensor:
+    def values(self) -> Tensor:
+        """Levels, float64."""
         return torch.tensor(self.levels, dtype=torch.float64)
 
     @cached_property
     def _boundaries(self) -> Tensor:
-        return (self._values[:-1] + self._values[1:]) / 2
+        return (self.values[:-1] + self.values[1:]) / 2
 
     def encode(self, x: Tensor) -> Tensor:
         """Give the codes of ``x``, uint8, of its shape; NaN is refused."""
@@ -183,7 +184,7 @@ class LevelFormat:
 
     def decode(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Give the levels of codes, of their shape."""
-        return _looked_up(self._values, codes, self.name).to(dtype)
+        return _looked_up(self.values, codes, self.name).to(dtype)
 
     def round(self, x: Tensor) -> Tensor:
         """Give the nearest levels, in the type of ``x``; NaN stays NaN."""
@@ -310,13 +311,17 @@ class AbsmaxFormat:
             raise BitwrightError(f"A number to encode as {self.element.name} is NaN or infinite; expected numbers.")
         blocks = into_blocks(x, self.block)
         scales = blocks.abs().amax(-1).float()
-        safe = torch.where(scales > 0, scales, 1)
-        return Blocks(self.element.encode(blocks / safe[..., None]), scales, x.shape[-1])
+        return Blocks(self.element.encode(blocks / _not_zero(scales)[..., None]), scales, x.shape[-1])
 
     def decode(self, blocks: Blocks, dtype: torch.dtype = torch.float32) -> Tensor:
         """Decode to shape (..., n)."""
         values = self.element.decode(blocks.codes, torch.float64) * blocks.scales[..., None]
         return out_of_blocks(values, blocks.length).to(dtype)
+
+    def scales(self, x: Tensor) -> Tensor:
+        """Give the scale of each number's block, in shape and type of ``x``; 1 for blocks of zeros."""
+        greatest = _not_zero(into_blocks(x, self.block).abs().amax(-1))
+        return out_of_blocks(greatest[..., None].expand(*greatest.shape, self.block), x.shape[-1])
 
 
 def into_blocks(x: Tensor, size: int) -> Tensor:
@@ -328,6 +333,11 @@ def into_blocks(x: Tensor, size: int) -> Tensor:
 def out_of_blocks(blocks: Tensor, length: int) -> Tensor:
     """Undo :func:`into_blocks` for a last axis of ``length``."""
     return blocks.flatten(-2)[..., :length]
+
+
+def _not_zero(scales: Tensor) -> Tensor:
+    """Divisors in place of scales that may be zero; NaN stays."""
+    return torch.where(scales == 0, 1, scales)
 
 
 def _looked_up(values: Tensor, codes: Tensor, name: str) -> Tensor:
