@@ -6,7 +6,21 @@ A new method is a file with a ``METHOD``, and its name in the list below.
 from difflib import get_close_matches
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.sw.quantizers import clustering, dorefa, fp4, fp8, fpnn, lqnets, mx, nf4, qnn, sign
+from bitwright.sw.quantizers import (
+    binaryconnect,
+    bwn,
+    clustering,
+    dorefa,
+    fp4,
+    fp8,
+    fpnn,
+    lqnets,
+    mx,
+    nf4,
+    qnn,
+    sign,
+    twn,
+)
 from bitwright.sw.quantizers.base import ActivationQuantizer, Boundary, ImageInput, WeightCodes, WeightQuantizer
 from bitwright.sw.quantizers.registry import Method
 
@@ -27,6 +41,9 @@ METHODS: dict[str, Method] = {
         fpnn,
         qnn,
         sign,
+        binaryconnect,
+        bwn,
+        twn,
         dorefa,
         lqnets,
         clustering,
