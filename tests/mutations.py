@@ -141,19 +141,27 @@ MUTATIONS = (
     Mutation("weights of one plane", "sequencer.py", "weight_address + entry.weight_offset", "weight_address"),
     Mutation("coefficients of tile 0", "sequencer.py", "coefficient_address + layer.passes", "coefficient_address"),
     Mutation(
-        "thresholds of a tile", "sequencer.py", "threshold_address + thresholds", "threshold_address + thresholds + 1"
+        "thresholds of a tile",
+        "sequencer.py",
+        "threshold_address + threshold_words",
+        "threshold_address + threshold_words + 1",
     ),
     Mutation(
         "list of the first plane", "sequencer.py", "list_address.eq(entry.base + index)", "list_address.eq(index)"
     ),
     # Draining.
-    Mutation("threshold > instead of >=", "drain.py", "entry.value + complement", "entry.value + complement + 1"),
-    Mutation("negative gain ignored", "drain.py", " ^ entry.negate", ""),
+    Mutation("threshold > instead of >=", "drain.py", "threshold + complement", "threshold + complement + 1"),
+    Mutation("negative gain ignored", "drain.py", " ^ (flags & THRESHOLD_NEGATE).any()", ""),
     Mutation(
         "column sum not doubled", "drain.py", "Mux(offset, self.sums[row] << 1, self.sums[row])", "self.sums[row]"
     ),
-    Mutation("search forgets its bit", "drain.py", "code | stage.bit | stage.bit >> 1", "code | stage.bit >> 1"),
-    Mutation("a level twice", "drain.py", "take, incoming = last, bit >> 1", "take, incoming = last, bit"),
+    Mutation(
+        "search takes the wrong child",
+        "drain.py",
+        "Mux(node[0], self.pairs[number][1]",
+        "Mux(~node[0], self.pairs[number][1]",
+    ),
+    Mutation("a level twice", "drain.py", "take, incoming = last, after", "take, incoming = last, left"),
     Mutation(
         "stages share a value",
         "drain.py",

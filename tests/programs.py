@@ -166,7 +166,7 @@ def _random_thresholds(
     negate = rng.random(len(mean)) < 0.4
     values[negate] = values[negate, ::-1]
     flags = negate * THRESHOLD_NEGATE + (rng.random(len(mean)) < 0.4) * THRESHOLD_POOL_MIN
-    return values, np.repeat(flags[:, None], levels, axis=1).astype(np.uint8)
+    return values, flags.astype(np.uint8)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -3,6 +3,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from amaranth.hdl import Module
 from amaranth.lib import memory
@@ -18,6 +20,8 @@ from bitwright.hw.isa import (
     FLAG_TABLE,
     GRANULE,
     RAW_TO_WRITE,
+    THRESHOLD_NEGATE,
+    THRESHOLD_POOL_MIN,
     ArraySpec,
     descriptor_fields,
     granules_of,
@@ -37,6 +41,26 @@ def reached(value: int, threshold: int, *, negate: bool) -> bool:
 def rank_of(value: int, thresholds: list[int], *, negate: bool) -> int:
     """Thresholds that a value reaches; they lie in order."""
     return sum(reached(value, threshold, negate=negate) for threshold in thresholds)
+
+
+def flags_of(negate: bool, pool_min: bool) -> int:
+    return negate * THRESHOLD_NEGATE + pool_min * THRESHOLD_POOL_MIN
+
+
+def tree(thresholds: list[int], flags: int) -> npt.NDArray[np.int64]:
+    """Entries of a channel, built by walking: the middle one is the root of what lies to either side."""
+    entries = np.zeros(len(thresholds) + 1, np.int64)
+    entries[0] = flags
+
+    def place(node: int, part: list[int]) -> None:
+        if part:
+            middle = len(part) // 2
+            entries[node] = part[middle]
+            place(2 * node, part[:middle])
+            place(2 * node + 1, part[middle + 1 :])
+
+    place(1, thresholds)
+    return entries
 
 
 # ThresholdUnit -------------------------------------------------------------------------------------------------------
@@ -71,16 +95,20 @@ def test_code_counts_the_thresholds_reached(planes, planes_max, drain_planes, ne
     m = Module()
     m.submodules.control = control = SearchControl(spec)
     m.submodules.unit = unit = ThresholdUnit(spec)
-    # Entries before the channel's must never be taken for its own: their flags are others.
-    base = rng.randint(0, 200)
-    entries: list[Any] = [{"value": 0, "negate": 1 - negate, "pool_min": 1 - pool_min}] * (base + 1)
-    entries += [{"value": value, "negate": int(negate), "pool_min": int(pool_min)} for value in thresholds]
+    # Entries of other channels must never be taken for its own: their flags are others.
+    number_of_channel = rng.randint(0, 3)
+    base = number_of_channel << planes >> 1
+    own = tree(thresholds, flags_of(negate, pool_min))
+    other = tree([0] * len(thresholds), flags_of(not negate, not pool_min))
+    pairs = np.concatenate([other] * number_of_channel + [own] + [other] * 3).reshape(-1, 2)
     for number in range(drain_planes):
-        m.submodules[f"memory_{number}"] = store = memory.Memory(shape=threshold_layout(spec), depth=512, init=entries)
+        m.submodules[f"memory_{number}"] = store = memory.Memory(
+            shape=threshold_layout(spec), depth=1024, init=pairs.tolist()
+        )
         port = store.read_port()
         m.d.comb += [
             port.addr.eq(unit.address[number]),
-            unit.entries[number].eq(port.data),
+            unit.pairs[number].eq(port.data),
             unit.stages[number].eq(control.stages[number]),
         ]
     found = []
@@ -89,7 +117,8 @@ def test_code_counts_the_thresholds_reached(planes, planes_max, drain_planes, ne
     async def bench(ctx):
         nonlocal compared
         ctx.set(control.planes, planes)
-        ctx.set(unit.first, base + (1 << (planes - 1)))
+        ctx.set(unit.planes, planes)
+        ctx.set(unit.first, base)
         ctx.set(unit.base, [base] * drain_planes)
         for cycle in range(starts[-1] + drain_planes * steps + 4):
             start = cycle in by_start
@@ -157,7 +186,6 @@ class Case:
     def tile(self, group: int, tile: int) -> dict[str, int]:
         """A row tile of a group, as the issuer describes it."""
         spec, windows = self.spec, self.groups[group]
-        levels = (1 << self.layer["output_planes"]) - 1
         width = max(spec.derived.position_width, spec.derived.result_address_width)
         return {
             "valid": (1 << len(windows)) - 1,
@@ -166,28 +194,21 @@ class Case:
             "output_position": self.output(windows[0]) % (1 << width),
             "tile": tile,
             "channel": tile * spec.rows,
-            "threshold_address": (self.layer["threshold_base"] + tile * levels) % spec.threshold_depth,
+            "threshold_address": (self._threshold_address(tile) % spec.threshold_depth) // 2,
             "last": int(group == len(self.groups) - 1 and tile == self.layer["row_tiles"] - 1),
         }
 
-    def threshold_memory(self, row: int) -> list[Any]:
-        """Entries of a row's bank; those of no channel are all different from their neighbors."""
-        entries: list[Any] = [{"negate": address & 1, "pool_min": address & 1} for address in range(self.depth)]
-        for tile in range(self.layer["row_tiles"]):
-            channel = tile * self.spec.rows + row
-            negate, pool_min = self.flags[channel]
-            for index, threshold in enumerate(self.thresholds[channel]):
-                address = self.layer["threshold_base"] + tile * len(self.thresholds[channel]) + index + 1
-                entries[address % self.depth] = {
-                    "value": threshold,
-                    "negate": int(negate),
-                    "pool_min": int(pool_min),
-                }
-        return entries
+    def _threshold_address(self, tile: int) -> int:
+        return self.layer["threshold_base"] + (tile << self.layer["output_planes"])
 
-    @property
-    def depth(self) -> int:
-        return self.spec.threshold_depth
+    def threshold_memory(self, row: int) -> list[list[int]]:
+        """Pairs of a row's bank; those of no channel are all different from their neighbors."""
+        entries = np.arange(self.spec.threshold_depth)
+        for tile in range(0 if self.raw else self.layer["row_tiles"]):
+            channel = tile * self.spec.rows + row
+            own = tree(self.thresholds[channel], flags_of(*self.flags[channel]))
+            entries[(self._threshold_address(tile) + np.arange(len(own))) % len(entries)] = own
+        return entries.reshape(-1, 2).tolist()
 
     def writes(self) -> list[Write]:
         """(cycle, plane or -1 for raw, position or address, data, granules) of every write, in order."""
@@ -265,7 +286,7 @@ def cases(draw: st.DrawFn) -> Case:
     fields = header(
         flags=flags,
         row_tiles=tiles,
-        threshold_base=draw(st.sampled_from([0, 17, 0xFFFF])),
+        threshold_base=draw(st.sampled_from([0, 3, 0xFFFF])) << planes & 0xFFFF,
         output_planes=1 if raw else planes,
         output_base=draw(st.integers(0, 0xFFFF)),
         output_plane_stride=draw(st.integers(0, 0xFFFF)),
@@ -312,7 +333,7 @@ def drained(case: Case) -> tuple[list[Write], list[int], int]:
     m.submodules.dut = dut
     for row in range(spec.rows):
         m.submodules[f"thresholds_{row}"] = store = memory.Memory(
-            shape=threshold_layout(spec), depth=spec.threshold_depth, init=case.threshold_memory(row)
+            shape=threshold_layout(spec), depth=spec.threshold_depth // 2, init=case.threshold_memory(row)
         )
         for number in range(spec.drain_planes):
             port = store.read_port()
@@ -391,7 +412,7 @@ def test_a_pooling_window_may_span_groups(drain_planes, tiles, columns):
     )
     planes = 2
     channels = tiles * spec.rows
-    layer = header(row_tiles=tiles, output_planes=planes, output_granules=tiles, channels=channels, threshold_base=15)
+    layer = header(row_tiles=tiles, output_planes=planes, output_granules=tiles, channels=channels, threshold_base=12)
     groups = [list(range(18))[start:][:columns] for start in range(0, 18, columns)]
     thresholds, flags = [[0, 10, 20]] * channels, [(False, False), (False, True)] * (channels // 2)
     for extreme in (0, 3, 4, 8):

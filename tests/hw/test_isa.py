@@ -458,9 +458,21 @@ def test_the_drain_takes_planes_at_once(planes, at_once, steps):
 
 
 @pytest.mark.parametrize(("value", "bits"), [(-(1 << 17), 1 << 17), (-1, (1 << 18) - 1), (0, 0), (99, 99)])
-def test_thresholds_are_two_s_complement_with_flags_above(value, bits):
+def test_thresholds_are_two_s_complement(value, bits):
     spec = ArraySpec(accumulator_width=18)
-    assert isa.encode_threshold(value, 0, spec) == bits
-    assert isa.encode_threshold(value, isa.THRESHOLD_NEGATE, spec) == bits | 1 << 18
-    assert isa.encode_threshold(value, isa.THRESHOLD_POOL_MIN, spec) == bits | 1 << 19
-    assert spec.derived.threshold_entry_width == 20
+    assert isa.encode_thresholds(np.array([[value]]), np.array([3], np.uint8), spec).tolist() == [[3, bits]]
+
+
+@pytest.mark.parametrize("planes", range(1, 9))
+def test_a_walk_down_the_search_tree_counts_the_thresholds_reached(planes):
+    spec = ArraySpec(accumulator_width=18)
+    thresholds = np.cumsum(np.arange(1, 1 << planes))[None] - 40
+    [tree] = isa.encode_thresholds(thresholds, np.zeros(1, np.uint8), spec).astype(int)
+    for value in range(thresholds.min() - 1, thresholds.max() + 2):
+        node = 1
+        for _ in range(planes):
+            node = 2 * node + (value >= tree[node] - (tree[node] >> 17 << 18))
+        assert node - (1 << planes) == (value >= thresholds).sum()
+    values, flags = isa.decode_thresholds(tree[None], spec)
+    np.testing.assert_array_equal(values, thresholds)
+    assert flags == [0]

@@ -285,13 +285,14 @@ def test_memories_are_handed_out_without_gaps(network):
         else:
             weights += range(layer.weight_base, layer.weight_base + layer.row_tiles * words)
         if not layer.raw:
-            first = (layer.threshold_base + 1) & 0xFFFF
-            thresholds += range(first, first + layer.row_tiles * ((1 << layer.output_planes) - 1))
+            size = 1 << layer.output_planes
+            assert layer.threshold_base == -(-len(thresholds) // size) * size  # the next multiple of it
+            thresholds = list(range(layer.threshold_base + layer.row_tiles * size))
         if layer.flags & isa.FLAG_COEFFICIENTS:
             first = layer.coefficient_base
             coefficients += range(first, first + layer.row_tiles * len(layer.passes))
     assert weights == list(range(result.weight_words))
-    assert thresholds == list(range(result.threshold_entries))
+    assert len(thresholds) == result.threshold_entries
     assert coefficients == list(range(result.coefficient_entries))
     assert result.weight_words <= spec.weight_depth
     assert result.threshold_entries <= spec.threshold_depth
@@ -410,7 +411,7 @@ def test_every_weight_lies_where_the_layout_says():
     result = plan(shapes((3, 3, 4), layers), SPEC, input_bits=1)
     numbers = np.ones(2), np.zeros(2)
     empty = [np.zeros((6, 3, 1, 1), int), np.zeros((9, 6, 2, 3), int), np.zeros((2, 36), int)]
-    thresholds = [(np.zeros((rows, 3), np.int64), np.zeros((rows, 3), np.uint8)) for rows in (6, 9)]
+    thresholds = [(np.zeros((rows, 3), np.int64), np.zeros(rows, np.uint8)) for rows in (6, 9)]
     layer = result.descriptors[1]
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -435,7 +436,7 @@ def test_grouped_weights_see_their_own_channels():
     result = plan(shapes((3, 1, 1), layers), SPEC, input_bits=1)
     weights = [np.zeros((8, 3, 1, 1), int), np.ones((8, 2, 1, 1), int), np.zeros((2, 8), int)]
     weights[1][1::2] = -1
-    thresholds = [(np.zeros((8, 3), np.int64), np.zeros((8, 3), np.uint8))] * 2
+    thresholds = [(np.zeros((8, 3), np.int64), np.zeros(8, np.uint8))] * 2
     program = result.assemble(weights, thresholds, np.ones(2), np.zeros(2))
     [layer] = [layer for part, layer in zip(result.parts, program.parsed, strict=True) if part.layer == 1]
     assert not layer.flags & isa.FLAG_OFFSET
@@ -454,7 +455,7 @@ def test_residual_weights_follow_those_of_the_input():
     layers = [conv(5, 1, weight_bits=1), conv(8, 3, padding=1, residual={"source": 0, "weight_encoding": "ternary"})]
     result = plan(shapes((3, 2, 2), [*layers, linear(2)]), SPEC, input_bits=1)
     weights = [np.zeros((5, 3, 1, 1), int), np.zeros((8, 5, 3, 3), int), np.zeros((2, 32), int)]
-    thresholds = [(np.zeros((rows, 3), np.int64), np.zeros((rows, 3), np.uint8)) for rows in (5, 8)]
+    thresholds = [(np.zeros((rows, 3), np.int64), np.zeros(rows, np.uint8)) for rows in (5, 8)]
     numbers = np.ones(2), np.zeros(2)
     addend = np.zeros((8, 5), int)
     addend[3, 4], addend[6, 0] = 1, -1
@@ -474,15 +475,16 @@ def test_thresholds_and_coefficients_lie_tile_by_tile():
     result = plan(shapes((3, 2, 2), layers), RICH, input_bits=3)
     weights = [np.zeros((10, 3, 1, 1), int), np.zeros((2, 40), int)]
     values = np.arange(30).reshape(10, 3) - 15
-    flags = np.repeat((np.arange(10) % 4)[:, None], 3, 1).astype(np.uint8)
+    flags = (np.arange(10) % 4).astype(np.uint8)
     coefficients = np.arange(60).reshape(10, 2, 3) - 30
     numbers = np.ones(2), np.zeros(2)
     program = result.assemble(weights, [(values, flags)], *numbers, coefficients={"layer0": coefficients})
     layer = program.parsed[0]
-    for channel, index in np.ndindex(10, 3):
+    for channel in range(10):
         tile, row = divmod(channel, RICH.rows)
-        entry = program.thresholds[row, ((layer.threshold_base + 1) & 0xFFFF) + tile * 3 + index]
-        assert entry == isa.encode_threshold(int(values[channel, index]), int(flags[channel, 0]), RICH)
+        entries = program.thresholds[row, layer.threshold_base + 4 * tile :][:4].astype(np.int64)
+        low, middle, high = values[channel] & (1 << RICH.accumulator_width) - 1
+        assert entries.tolist() == [flags[channel], middle, low, high]
     for channel, i, j in np.ndindex(10, 2, 3):
         tile, row = divmod(channel, RICH.rows)
         # Pass 3·i + j computes weight plane i and activation plane j, which is plane 2 - j of the window.
@@ -491,8 +493,8 @@ def test_thresholds_and_coefficients_lie_tile_by_tile():
         entry = program.coefficients[row, layer.coefficient_base + tile * 6 + 3 * i + j]
         assert entry == coefficients[channel, i, j]
     # Rows beyond the last channel never reach a threshold.
-    never = isa.encode_threshold(RICH.derived.accumulator_range[0], isa.THRESHOLD_NEGATE, RICH)
-    assert (program.thresholds[2:, 3:6] == never).all()
+    least = RICH.derived.accumulator_range[0] & (1 << RICH.accumulator_width) - 1
+    assert (program.thresholds[2:, 4:8] == [isa.THRESHOLD_NEGATE, least, least, least]).all()
     for wrong, message in [
         ({}, r"'layer0' has coefficients of shape \(0,\), expected \(10, 2, 3\)"),
         ({"layer0": coefficients[:, :1]}, r"'layer0' has coefficients of shape \(10, 1, 3\), expected \(10, 2, 3\)"),
@@ -574,8 +576,8 @@ def test_a_residual_source_is_kept_until_it_is_added():
             {"weight_depth": 4, "weight_stream": True},
             r"'layer1' needs \d+ words of weights for a row tile, half of .* 4",
         ),
-        ({"threshold_depth": 4}, r"'layer0' needs 9 thresholds, this array has 4 \(threshold_depth\)"),
-        ({"threshold_depth": 8}, r"'layer0' needs 9 thresholds"),
+        ({"threshold_depth": 4}, r"'layer0' needs 12 threshold entries, this array has 4 \(threshold_depth\)"),
+        ({"threshold_depth": 8}, r"'layer0' needs 12 threshold entries"),
         ({"descriptor_depth": 64}, r"descriptor words, after \d+ of the layers before it, this array has 64"),
         ({"result_depth": 8}, r"'layer2' needs 10 results, this array has 8 \(result_depth\)"),
         ({"weight_planes_max": 1}, r"'layer0' has 2-bit weights, this array takes 1 to 1 \(weight_planes_max\)"),
@@ -765,7 +767,7 @@ def test_shapes_are_those_of_the_formula(kernel, stride, padding, dilation, pool
 def test_weights_and_thresholds_must_be_what_the_plan_says():
     result = plan(shapes((1, 2, 2), [conv(3, 1), linear(2)]), ArraySpec(), input_bits=1)
     weights = [np.ones((3, 1, 1, 1), int), np.ones((2, 12), int)]
-    thresholds = [(np.zeros((3, 3), np.int64), np.zeros((3, 3), np.uint8))]
+    thresholds = [(np.zeros((3, 3), np.int64), np.zeros(3, np.uint8))]
     numbers = (np.ones(2), np.zeros(2))
     assert result.assemble(weights, thresholds, *numbers).layers[0].macs == 12
     with pytest.raises(BitwrightError, match="'layer0': Value 2 is not one of the 2-bit signed"):
@@ -773,4 +775,4 @@ def test_weights_and_thresholds_must_be_what_the_plan_says():
     with pytest.raises(BitwrightError, match=r"'layer0' has weights of shape \(3, 2, 1, 1\), expected .* 3 channels"):
         result.assemble([np.ones((3, 2, 1, 1), int), weights[1]], thresholds, *numbers)
     with pytest.raises(BitwrightError, match=r"'layer0' has thresholds of shape \(3, 2\)"):
-        result.assemble(weights, [(np.zeros((3, 2), np.int64), np.zeros((3, 2), np.uint8))], *numbers)
+        result.assemble(weights, [(np.zeros((3, 2), np.int64), np.zeros(3, np.uint8))], *numbers)

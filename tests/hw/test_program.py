@@ -208,7 +208,7 @@ def put(value, *path):
     ("change", "message"),
     [
         (put("other", "format"), "no Program manifest"),
-        (put(99, "version"), "version 99, this release reads 2"),
+        (put(99, "version"), "version 99, this release reads 3"),
         (put(3, "spec", "lanes"), "lanes is 3"),
         (put(1, "spec", "colour"), "colour"),
         (put(6, "spec", "rows"), "rows is 6"),
@@ -220,7 +220,7 @@ def put(value, *path):
         (put(None, "batch"), "batch"),
         (put(1, "batch"), "'layer0' runs 2 images, the Program says 1"),
         (put("two", "batch"), "batch is 'two'"),
-        (put(1, "version"), "version 1, this release reads 2"),
+        (put(1, "version"), "version 1, this release reads 3"),
         (put(None, "layers", 0), r"5 descriptors, which compute layers \(0, 1, 2, 3, 4\) of 4"),
         (put([0, 1, 2, 3], "parts"), r"5 descriptors, which compute layers \(0, 1, 2, 3\) of 5"),
         (put([0, 1, 2, 3, 5], "parts"), r"which compute layers \(0, 1, 2, 3, 5\) of 5"),

@@ -775,7 +775,7 @@ def issued_layers(draw: st.DrawFn) -> tuple[dict[str, int], list[Group]]:
         row_tiles=draw(st.sampled_from([1, 2, 3, SPEC.row_tiles_max])),
         weight_base=draw(st.integers(0, 255)),
         weight_tile_stride=draw(st.integers(0, 255)),
-        threshold_base=draw(st.sampled_from([0, 9, 63])),
+        threshold_base=draw(st.sampled_from([0, 16, 48])),
         coefficient_base=draw(st.integers(0, SPEC.coefficient_depth - 1)),
         output_planes=draw(st.integers(1, 4)),
     )
@@ -800,7 +800,7 @@ def issued_layers(draw: st.DrawFn) -> tuple[dict[str, int], list[Group]]:
 def issues(layer: dict[str, int], group: Group) -> list[Issue]:
     """Operations of a group: row tiles, entries of the schedule, doublings and words of each."""
     found = []
-    levels = (1 << layer["output_planes"]) - 1
+    size = 1 << layer["output_planes"]  # of a channel's tree of thresholds
     for tile in range(layer["row_tiles"]):
         channel = tile * SPEC.rows
         known = {
@@ -808,7 +808,7 @@ def issues(layer: dict[str, int], group: Group) -> list[Issue]:
             "output_position": group.known["output_position"],  # the drain adds the place of the tile
             "tile": tile,
             "channel": channel,
-            "threshold_address": (layer["threshold_base"] + tile * levels) % SPEC.threshold_depth,
+            "threshold_address": (layer["threshold_base"] + tile * size) % SPEC.threshold_depth // 2,
             "last": int(group.known["last"] and tile == layer["row_tiles"] - 1),
         }
         weights = layer["weight_base"] + tile * layer["weight_tile_stride"]

@@ -204,7 +204,7 @@ def test_copies_of_the_activation_memory_are_written_alike():
     assert two["activation memory", "write"].count == 2 * one["activation memory", "write"].count
     # Two copies are read at once, so that as many reads take half the cycles.
     assert two["activation memory", "read"].count == one["activation memory", "read"].count
-    assert memory_bits(SPEC) == 1024 * 32 + 2 * 2 * 64 * 32 + 4 * 512 * (32 + 26) + 256 * 32 + 32 * 24
+    assert memory_bits(SPEC) == 1024 * 32 + 2 * 2 * 64 * 32 + 4 * 512 * (32 + 24) + 256 * 32 + 32 * 24
 
 
 def test_word_lists_are_of_arrays_that_look_at_words():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.hw.isa import COUNTERS, GRANULE, THRESHOLD_NEGATE, THRESHOLD_POOL_MIN, ArraySpec, granules_of, preset
+from bitwright.hw.isa import COUNTERS, FIELD_PLACES, GRANULE, THRESHOLD_NEGATE, ArraySpec, granules_of, preset
 from bitwright.hw.program import Program
 from bitwright.sim import golden
 from bitwright.sim.bitserial import Machine
@@ -159,13 +159,10 @@ def test_the_search_is_binary_even_where_thresholds_are_not_in_order() -> None:
     rng = np.random.default_rng(0)
     layers = [conv(8, 3, pool=2, output_planes=3), linear(2)]
     program = random_program(rng, SPEC, layers, in_shape=(1, 8, 8))
-    program = dataclasses.replace(program, thresholds=program.thresholds[:, rng.permutation(14).argsort()])
-    thresholds = program.thresholds & 0xFFFF
-    # Flags belong to the channel: mix the values only.
-    first = program.thresholds[:, :1] & ~np.uint32(0xFFFF)
-    second = program.thresholds[:, -1:] & ~np.uint32(0xFFFF)
-    flags = np.repeat(np.concatenate([first, second], axis=1), 7, axis=1)
-    program = dataclasses.replace(program, thresholds=thresholds | flags)
+    thresholds = program.thresholds.reshape(SPEC.rows, -1, 8)
+    values = rng.permuted(thresholds[:, :, 1:], axis=2)  # the flags stay first
+    thresholds = np.concatenate([thresholds[:, :, :1], values], axis=2).reshape(SPEC.rows, -1)
+    program = dataclasses.replace(program, thresholds=thresholds)
     assert not golden.read_layers(program)[0].blocks[0].ordered
     assert_equal_to_bit_serial(program, random_images(rng, program, 4))
 
@@ -224,13 +221,14 @@ def test_lanes_without_a_channel_stay_dark() -> None:
     spec = dataclasses.replace(RICH, zero_skip="skip")
     layers = [conv(5, 1, output_planes=1, code_table=(1, 0)), conv(3, 1), linear(3)]
     program = random_program(np.random.default_rng(0), spec, layers, in_shape=(1, 6, 6))
-    flags = THRESHOLD_NEGATE << spec.accumulator_width
-    lowest = 1 << (spec.accumulator_width - 1)
-    program = dataclasses.replace(program, thresholds=np.full_like(program.thresholds, lowest))  # rank 1: code 0
+    thresholds = np.full_like(program.thresholds, 1 << (spec.accumulator_width - 1))
+    thresholds[:, ::2] = 0
+    program = dataclasses.replace(program, thresholds=thresholds)  # rank 1: code 0
     assert_computed_words_are_those_that_are_fetched(program, np.full((1, 1, 6, 6), 255, np.uint8))
     [run] = golden.execute(program, np.full((1, 1, 6, 6), 255, np.uint8))
     assert run.layers[1].counters["computed"] == 0
-    program = dataclasses.replace(program, thresholds=np.full_like(program.thresholds, lowest | flags))  # rank 0
+    thresholds[:, ::2] = THRESHOLD_NEGATE
+    program = dataclasses.replace(program, thresholds=thresholds)  # rank 0
     [run] = golden.execute(program, np.full((1, 1, 6, 6), 255, np.uint8))
     assert run.layers[1].counters["computed"] > 0
 
@@ -433,12 +431,13 @@ def test_any_list_of_passes_is_computed() -> None:
         assert_equal_to_bit_serial(dataclasses.replace(program, descriptors=changed), random_images(rng, program, 3))
 
 
-def test_a_channel_with_two_kinds_of_thresholds_is_refused() -> None:
+def test_thresholds_that_begin_inside_a_tree_are_refused() -> None:
     program = random_program(np.random.default_rng(0), SPEC, [conv(4, 1), linear(3)], in_shape=(1, 2, 2))
-    thresholds = program.thresholds.copy()
-    thresholds[0, 0] ^= THRESHOLD_POOL_MIN << SPEC.accumulator_width
-    with pytest.raises(BitwrightError, match=r"'layer0'.*flags"):
-        golden.read_layers(dataclasses.replace(program, thresholds=thresholds))
+    descriptors = program.descriptors.copy()
+    word, bit = FIELD_PLACES["threshold_base"]
+    descriptors[word] |= 1 << bit
+    with pytest.raises(BitwrightError, match=r"'layer0'.*threshold_base is 1, expected a multiple of 4"):
+        golden.read_layers(dataclasses.replace(program, descriptors=descriptors))
 
 
 def test_images_of_another_shape_are_named_as_given() -> None:

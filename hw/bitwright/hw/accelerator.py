@@ -259,13 +259,15 @@ class Accelerator(wiring.Component):
         # Thresholds and results.
         for row in range(spec.rows):
             m.submodules[f"thresholds_{row}"] = thresholds = memory.Memory(
-                shape=threshold_layout(spec), depth=spec.threshold_depth, init=[]
+                shape=threshold_layout(spec), depth=spec.threshold_depth // 2, init=[]
             )
-            threshold_write = thresholds.write_port()
+            threshold_write = thresholds.write_port(granularity=1)
+            written = host.write_threshold & (host.write_row == row)
             m.d.comb += [
-                threshold_write.addr.eq(host.write_address),
-                threshold_write.data.eq(host.write_data),
-                threshold_write.en.eq(host.write_threshold & (host.write_row == row)),
+                threshold_write.addr.eq(host.write_address[1:]),
+                threshold_write.data[0].eq(host.write_data),
+                threshold_write.data[1].eq(host.write_data),
+                threshold_write.en.eq(Mux(written, 1 << host.write_address[0], 0)),
             ]
             for comparator in range(spec.drain_planes):
                 threshold_read = thresholds.read_port()

@@ -14,13 +14,15 @@ from bitwright.hw.isa import (
     FLAG_RAW,
     FLAG_TABLE,
     GRANULE,
+    THRESHOLD_NEGATE,
+    THRESHOLD_POOL_MIN,
     ArraySpec,
 )
 
 
-def threshold_layout(spec: ArraySpec) -> data.StructLayout:
-    """Entry of the threshold memory, as :func:`bitwright.hw.isa.encode_threshold` lays it out."""
-    return data.StructLayout({"value": signed(spec.accumulator_width), "negate": 1, "pool_min": 1})
+def threshold_layout(spec: ArraySpec) -> data.ArrayLayout:
+    """Word of the threshold memory: two neighbors in the search tree, or a channel's flags and the root."""
+    return data.ArrayLayout(signed(spec.accumulator_width), 2)
 
 
 def tile_layout(spec: ArraySpec) -> data.StructLayout:
@@ -35,25 +37,24 @@ def tile_layout(spec: ArraySpec) -> data.StructLayout:
             "output_position": max(derived.position_width, derived.result_address_width),
             "tile": derived.tile_index_width,  # number of the tile
             "channel": (spec.rows * spec.row_tiles_max - 1).bit_length(),  # first channel of the tile: tile * rows
-            "threshold_address": derived.threshold_address_width,  # of the tile's first entry, minus one
+            "threshold_address": derived.threshold_word_width,  # of the tile's first pair: flags and root
             "last": 1,  # of the layer
         }
     )
 
 
-def stage_layout(spec: ArraySpec) -> data.StructLayout:
+def stage_layout() -> data.StructLayout:
     """What a comparator is told in a cycle."""
-    width = spec.derived.code_width
     return data.StructLayout(
         {
             "take": 1,  # take the next column, from the comparator before, in the next cycle
-            "bit": width,  # one-hot: the bit decided in this cycle, if any
+            "decide": 1,  # decide a bit
         }
     )
 
 
 class SearchControl(wiring.Component):
-    """Say which bit of a code each comparator decides.
+    """Say when each comparator decides a bit of a code.
 
     A column is taken every ``ceil(planes / drain_planes)`` cycles, at most, and passes all comparators, spending that
     many cycles in each. Comparators whose bits a narrow code does not have decide nothing.
@@ -73,7 +74,7 @@ class SearchControl(wiring.Component):
         A column may start.
     comparing : ``Out(1)``
         The first comparator decides a bit.
-    stages : ``Out(drain_planes × stage_layout(spec))``
+    stages : ``Out(drain_planes × stage_layout())``
         Control of each comparator.
     finish : ``Out(1)``
         Last cycle of a column in the last comparator.
@@ -94,7 +95,7 @@ class SearchControl(wiring.Component):
                 "start": In(1),
                 "ready": Out(1),
                 "comparing": Out(1),
-                "stages": Out(data.ArrayLayout(stage_layout(spec), spec.drain_planes)),
+                "stages": Out(data.ArrayLayout(stage_layout(), spec.drain_planes)),
                 "finish": Out(1),
             }
         )
@@ -103,31 +104,31 @@ class SearchControl(wiring.Component):
         """Describe the hardware."""
         spec, derived = self.spec, self.spec.derived
         m = Module()
-        width = derived.code_width
         steps_max = derived.drain_steps(spec.activation_planes_max)
         last_step = Signal(range(steps_max))
         m.d.comb += last_step.eq((self.planes - 1) >> (spec.drain_planes - 1).bit_length())
 
         take: Value = self.start
-        incoming: Value = Signal(width, name="top")
-        m.d.comb += incoming.eq((1 << self.planes) >> 1)
+        incoming: Value = self.planes
         for number in range(spec.drain_planes):
             active, last = Signal(name=f"active_{number}"), Signal(name=f"last_{number}")
             step = Signal(range(steps_max), name=f"step_{number}")
-            bit = Signal(width, name=f"bit_{number}")
+            left = Signal.like(self.planes, name=f"left_{number}")  # bits that are not decided yet
+            after = Signal.like(self.planes, name=f"after_{number}")
             m.d.comb += [
                 last.eq(active & (step == last_step)),
                 self.stages[number].take.eq(take),
-                self.stages[number].bit.eq(bit),
+                self.stages[number].decide.eq(active & (left != 0)),
+                after.eq(Mux(left == 0, 0, left - 1)),
             ]
             m.d.sync += [
                 active.eq(take | (active & ~last)),
                 step.eq(Mux(take, 0, step + 1)),
-                bit.eq(Mux(take, incoming, Mux(last, 0, bit >> 1))),
+                left.eq(Mux(take, incoming, after)),
             ]
             if number == 0:
                 m.d.comb += [self.ready.eq(~active | last), self.comparing.eq(active)]
-            take, incoming = last, bit >> 1
+            take, incoming = last, after
         m.d.comb += self.finish.eq(take)
         return m
 
@@ -135,9 +136,10 @@ class SearchControl(wiring.Component):
 class ThresholdUnit(wiring.Component):
     """Find codes of one row by binary search, a column after the other: a pipeline of ``drain_planes`` comparators.
 
-    ``code`` is the number of thresholds that the value reaches. Threshold ``i`` is reached if ``value >= threshold``,
-    or, for a negated entry, if it is not. Each comparator decides its share of the code's bits, most significant first,
-    one a cycle, while the comparator before works on the next column.
+    ``code`` is the number of thresholds that the value reaches. A threshold is reached if ``value >= threshold``, or,
+    with the flag ``THRESHOLD_NEGATE``, if it is not. Each comparator decides its share of the code's bits, most
+    significant first, one a cycle, while the comparator before works on the next column. While it compares with one
+    node of the search tree, both children are being read.
 
     Parameters
     ----------
@@ -146,42 +148,46 @@ class ThresholdUnit(wiring.Component):
 
     Members
     -------
-    stages : ``In(drain_planes × stage_layout(spec))``
+    planes : ``In(range(activation_planes_max + 1))``
+        Bits of a code.
+    stages : ``In(drain_planes × stage_layout())``
         From :class:`SearchControl`, which the rows share.
     complement : ``In(signed(accumulator_width))``
         Bitwise complement of the value in the first comparator, from the cycle after its start until the next start.
-    first : ``In(threshold_address_width)``
-        Address of the threshold that decides the first bit of the column that may start.
-    base : ``In(drain_planes × threshold_address_width)``
-        Address of the first threshold, minus one, of the column in each comparator.
-    address : ``Out(drain_planes × threshold_address_width)``
-        Threshold that each comparator needs in the next cycle; anything if it decides no bit then.
-    entries : ``In(drain_planes × threshold_layout(spec))``
-        That threshold, one cycle later.
+    first : ``In(threshold_word_width)``
+        Address of the flags and the root of the column that may start.
+    base : ``In(drain_planes × threshold_word_width)``
+        That address of the column in each comparator.
+    address : ``Out(drain_planes × threshold_word_width)``
+        Pair that each comparator needs in the next cycle; anything if it decides no bit then.
+    pairs : ``In(drain_planes × threshold_layout(spec))``
+        That pair, one cycle later.
     code : ``Out(code_width)``, pool_min : ``Out(1)``
         Result, in the cycle after ``finish``, and the channel's way of pooling.
     """
 
+    planes: Signal
     stages: "data.View[Any]"
     complement: Signal
     first: Signal
     base: "data.View[Any]"
     address: "data.View[Any]"
-    entries: "data.View[Any]"
+    pairs: "data.View[Any]"
     code: Signal
     pool_min: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
-        width, address = spec.derived.code_width, spec.derived.threshold_address_width
+        width, address = spec.derived.code_width, spec.derived.threshold_word_width
         super().__init__(
             {
-                "stages": In(data.ArrayLayout(stage_layout(spec), spec.drain_planes)),
+                "planes": In(range(spec.activation_planes_max + 1)),
+                "stages": In(data.ArrayLayout(stage_layout(), spec.drain_planes)),
                 "complement": In(signed(spec.accumulator_width)),
                 "first": In(address),
                 "base": In(data.ArrayLayout(address, spec.drain_planes)),
                 "address": Out(data.ArrayLayout(address, spec.drain_planes)),
-                "entries": In(data.ArrayLayout(threshold_layout(spec), spec.drain_planes)),
+                "pairs": In(data.ArrayLayout(threshold_layout(spec), spec.drain_planes)),
                 "code": Out(width),
                 "pool_min": Out(1),
             }
@@ -192,40 +198,45 @@ class ThresholdUnit(wiring.Component):
         spec = self.spec
         m = Module()
         width = spec.derived.code_width
-        incoming: Value = Const(0, width)
+        incoming: Value = Const(1, width)
         incoming_address: Value = self.first
         complement: Value = self.complement
-        # The first comparator decides a bit of every code, so its entry is always one of the channel.
-        pool_min: Value = self.entries[0].pool_min
+        # The first comparator decides the first bit of every code right after its start, with the flags beside it.
+        started = Signal()
+        m.d.sync += started.eq(self.stages[0].take)
+        flags, held_flags = Signal(2), Signal(2, name="flags_0")
+        m.d.comb += flags.eq(Mux(started, self.pairs[0][0][:2], held_flags))
+        m.d.sync += held_flags.eq(flags)
         for number in range(spec.drain_planes):
-            stage, entry = self.stages[number], self.entries[number]
+            stage = self.stages[number]
             if number > 0:
                 held = Signal(signed(spec.accumulator_width), name=f"complement_{number}")
-                held_pool_min = Signal(name=f"pool_min_{number}")
+                held_flags = Signal(2, name=f"flags_{number}")
                 with m.If(stage.take):
-                    m.d.sync += [held.eq(complement), held_pool_min.eq(pool_min)]
-                complement, pool_min = held, held_pool_min
+                    m.d.sync += [held.eq(complement), held_flags.eq(flags)]
+                complement, flags = held, held_flags
+            node = Signal(width, name=f"node_{number}")  # that is compared with
+            after = Signal(width, name=f"after_{number}")
+            threshold = Signal(signed(spec.accumulator_width), name=f"threshold_{number}")
             # value >= threshold is threshold + ~value < 0: a sum takes no inverters between memory and carry chain.
             below = Signal(signed(spec.accumulator_width + 1), name=f"below_{number}")
             reached = Signal(name=f"reached_{number}")
-            code, decided = Signal(width, name=f"code_{number}"), Signal(width, name=f"decided_{number}")
             m.d.comb += [
-                below.eq(entry.value + complement),
-                reached.eq(below[-1] ^ entry.negate),
-                decided.eq(code | (stage.bit & reached.replicate(width))),
+                threshold.eq(Mux(node[0], self.pairs[number][1], self.pairs[number][0])),
+                below.eq(threshold + complement),
+                reached.eq(below[-1] ^ (flags & THRESHOLD_NEGATE).any()),
+                after.eq(Mux(stage.decide, Cat(reached, node), node)),
+                # The children of the node: of this comparator's, or of the one that it takes over. The base is a
+                # multiple of the tree's size.
+                self.address[number].eq(Mux(stage.take, incoming_address, self.base[number] | node)),
             ]
-            m.d.sync += code.eq(Mux(stage.take, incoming, decided))
-            # Both addresses that may follow are ready when the comparison is. It is this comparator's or the next's.
-            if_reached, if_not = Signal.like(self.first), Signal.like(self.first)
-            following = Signal.like(self.first, name=f"following_{number}")
-            m.d.comb += [
-                if_reached.eq(self.base[number] + (code | stage.bit | stage.bit >> 1)),
-                if_not.eq(self.base[number] + (code | stage.bit >> 1)),
-                following.eq(Mux(reached, if_reached, if_not)),
-                self.address[number].eq(Mux(stage.take, incoming_address, following)),
-            ]
-            incoming, incoming_address = decided, following
-        m.d.sync += [self.code.eq(incoming), self.pool_min.eq(pool_min)]
+            m.d.sync += node.eq(Mux(stage.take, incoming, after))
+            incoming, incoming_address = after, self.base[number] | node
+        # Above the code, its node has a leading one.
+        m.d.sync += [
+            self.code.eq(incoming & ((1 << self.planes) - 1)),
+            self.pool_min.eq((flags & THRESHOLD_POOL_MIN).any()),
+        ]
         return m
 
 
@@ -254,10 +265,10 @@ class Drain(wiring.Component):
         Head of the chain, from the cycle after ``load``.
     shift : ``Out(1)``
         Move the chain, unless it is loaded.
-    threshold_address : ``Out(drain_planes × rows × threshold_address_width)``
-        Entry to read of each row's threshold memory, for each comparator.
+    threshold_address : ``Out(drain_planes × rows × threshold_word_width)``
+        Pair to read of each row's threshold memory, for each comparator.
     thresholds : ``In(drain_planes × rows × threshold_layout(spec))``
-        Those entries, one cycle later.
+        Those pairs, one cycle later.
     write : ``Out(drain_planes)``
         Writes to activation memory, each of a plane of the row tile.
     write_position : ``Out(drain_planes × position_width)``, write_data : ``Out(drain_planes × rows)``
@@ -305,7 +316,7 @@ class Drain(wiring.Component):
                 "sums": In(each(signed(spec.accumulator_width), spec.rows)),
                 "column_sum": In(signed(spec.accumulator_width)),
                 "shift": Out(1),
-                "threshold_address": Out(each(each(derived.threshold_address_width, spec.rows))),
+                "threshold_address": Out(each(each(derived.threshold_word_width, spec.rows))),
                 "thresholds": In(each(each(threshold_layout(spec), spec.rows))),
                 "write": Out(spec.drain_planes),
                 "write_position": Out(each(derived.position_width)),
@@ -337,7 +348,7 @@ class Drain(wiring.Component):
                 "tile": derived.tile_index_width,
                 "rows": range(spec.rows + 1),  # rows that hold channels
                 "position": self.tile.output_position.shape(),
-                "threshold_address": derived.threshold_address_width,
+                "threshold_address": derived.threshold_word_width,
             }
         )
 
@@ -407,18 +418,21 @@ class Drain(wiring.Component):
             next_tile = Mux(move, before.tile, column.tile)  # of the last column, in the end
             before = column
 
-        # Search. The address of a comparison depends on the result of the one before.
-        first = Signal(derived.threshold_address_width)
-        m.d.comb += first.eq(tile.threshold_address + ((1 << control.planes) >> 1))
+        # Search.
         codes, pool_mins = [], []
         for row in range(spec.rows):
             m.submodules[f"threshold_{row}"] = unit = ThresholdUnit(spec)
-            m.d.comb += [unit.stages.eq(control.stages), unit.complement.eq(complements[row]), unit.first.eq(first)]
+            m.d.comb += [
+                unit.planes.eq(control.planes),
+                unit.stages.eq(control.stages),
+                unit.complement.eq(complements[row]),
+                unit.first.eq(tile.threshold_address),
+            ]
             for number, column in enumerate(columns):
                 m.d.comb += [
                     unit.base[number].eq(column.threshold_address),
                     self.threshold_address[number][row].eq(unit.address[number]),
-                    unit.entries[number].eq(self.thresholds[number][row]),
+                    unit.pairs[number].eq(self.thresholds[number][row]),
                 ]
             codes.append(unit.code)
             pool_mins.append(unit.pool_min)

@@ -26,10 +26,14 @@ Weights of output channel ``tile * rows + row`` lie in the bank of ``row``, word
 
     address(tile, plane, word) = base + tile * tile_stride + plane_offset + word
 
-Thresholds of output channel ``tile * rows + row`` lie in the bank of ``row``; a code of ``planes`` bits needs
-``2**planes - 1`` of them::
+Thresholds of output channel ``tile * rows + row`` lie in the bank of ``row``. A code of ``planes`` bits needs
+``2**planes - 1`` of them; they lie in the order of a search tree, its root at node 1, the children of node ``n`` at
+``2 * n`` and ``2 * n + 1``, and node 0 holds the channel's flags::
 
-    address(tile, index) = base + tile * (2**planes - 1) + index - 1    for index = 1 .. 2**planes - 1
+    address(tile, node) = base + tile * 2**planes + node    for node = 0 .. 2**planes - 1
+
+The base is a multiple of ``2**planes``, and a word of the memory holds two neighbors. So both thresholds that may come
+next are read while a comparison is still going on: no address waits for its outcome.
 
 Coefficients of output channel ``tile * rows + row``, for arrays that have them, lie in the bank of ``row``::
 
@@ -72,7 +76,7 @@ GRANULE = 4
 BANK = 16
 """Lanes of an activation memory bank."""
 
-VERSION = 2
+VERSION = 3
 """Version of this contract: of the register map, the descriptors and the Program file."""
 
 
@@ -173,7 +177,7 @@ class ArraySpec:
             "activation_depth": (2, 1 << 16),
             "window_depth": (2, 1 << 10),
             "weight_depth": (2, 1 << 16),
-            "threshold_depth": (2, 1 << 16),
+            "threshold_depth": (4, 1 << 16),
             "coefficient_depth": (2, 1 << 16),
             "descriptor_depth": (64, 1 << 16),
             "result_depth": (2, 1 << 16),
@@ -410,9 +414,9 @@ class Derived:
         return self.spec.lanes.bit_length()
 
     @property
-    def threshold_entry_width(self) -> int:
-        """Bits of a threshold entry: the threshold, ``negate``, ``pool_min``."""
-        return self.spec.accumulator_width + 2
+    def threshold_word_width(self) -> int:
+        """Address bits of a pair of thresholds."""
+        return self.threshold_address_width - 1
 
     @property
     def code_width(self) -> int:
@@ -695,7 +699,11 @@ def descriptor_fields(spec: ArraySpec) -> tuple[Field, ...]:
         count(
             "stream_words", 0, spec.weight_depth if spec.weight_stream else 0, "weight words of each row streamed in"
         ),
-        address("threshold_base", derived.threshold_address_width, "address of the first tile's thresholds, minus one"),
+        address(
+            "threshold_base",
+            derived.threshold_address_width,
+            "address of the first tile's flags and thresholds",
+        ),
         address(
             "coefficient_base",
             derived.coefficient_address_width if spec.coefficient_bits else 1,
@@ -1114,16 +1122,50 @@ def split_words(values: npt.NDArray[Any], lanes: int) -> npt.NDArray[Any]:
 # Thresholds
 
 THRESHOLD_NEGATE, THRESHOLD_POOL_MIN = 1, 2
-"""Flags of a threshold entry: invert the comparison (negative gain); pool by minimum (max pooling before it).
-
-They belong to the channel: all its entries have the same.
-"""
+"""Flags of a channel: invert its comparisons (negative gain); pool by minimum (max pooling before them)."""
 
 
-def encode_threshold(value: int, flags: int, spec: ArraySpec) -> int:
-    """Entry as the host writes it: threshold in two's complement, then ``negate``, then ``pool_min``."""
-    width = spec.accumulator_width
-    return (value & ((1 << width) - 1)) | flags << width
+def search_order(planes: int) -> npt.NDArray[np.int64]:
+    """Thresholds in the order of the search tree, those of nodes 1, 2, ...: indices into an ascending list.
+
+    Node ``2**depth + path`` is reached by a code that begins with the ``depth`` bits of ``path``, and decides the next.
+    """
+    nodes = np.arange(1, 1 << planes)
+    depths = np.log2(nodes).astype(np.int64)
+    return ((2 * (nodes - (1 << depths)) + 1) << (planes - 1 - depths)) - 1
+
+
+def encode_thresholds(
+    values: npt.NDArray[np.int64], flags: npt.NDArray[np.uint8], spec: ArraySpec
+) -> npt.NDArray[np.uint32]:
+    """Entries as the host writes them.
+
+    Parameters
+    ----------
+    values
+        Thresholds, ascending, or descending with ``THRESHOLD_NEGATE``; shape (channels, 2**planes - 1).
+    flags
+        Of each channel, shape (channels,).
+
+    Returns
+    -------
+    NDArray
+        Flags and then thresholds, in two's complement, of each channel; shape (channels, 2**planes).
+    """
+    order = search_order((values.shape[1] + 1).bit_length() - 1)
+    entries = np.column_stack([flags, values[:, order] & ((1 << spec.accumulator_width) - 1)])
+    return entries.astype(np.uint32)
+
+
+def decode_thresholds(
+    entries: npt.NDArray[np.integer[Any]], spec: ArraySpec
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Thresholds and flags of each channel: the inverse of :func:`encode_thresholds`."""
+    values = np.empty((len(entries), entries.shape[1] - 1), np.int64)
+    low = entries[:, 1:].astype(np.int64)
+    sign = low >> (spec.accumulator_width - 1)
+    values[:, search_order(entries.shape[1].bit_length() - 1)] = low - (sign << spec.accumulator_width)
+    return values, (entries[:, 0] & (THRESHOLD_NEGATE | THRESHOLD_POOL_MIN)).astype(np.uint8)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

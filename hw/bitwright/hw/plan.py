@@ -25,7 +25,7 @@ from bitwright.hw.isa import (
     Descriptor,
     Encoding,
     WeightPlanes,
-    encode_threshold,
+    encode_thresholds,
     granules_of,
     has_coefficients,
     has_offset,
@@ -249,7 +249,7 @@ class Plan:
                 weight_memory[:, layer.weight_base : layer.weight_base + words.shape[1]] = words
             if not layer.raw:
                 entries = self._threshold_entries(info, part, *thresholds[part.layer])
-                base = (layer.threshold_base + 1) & 0xFFFF
+                base = layer.threshold_base
                 threshold_memory[:, base : base + entries.shape[1]] = entries
             if layer.flags & FLAG_COEFFICIENTS:
                 given = (coefficients or {}).get(info.name, np.zeros(0, np.int64))
@@ -323,20 +323,19 @@ class Plan:
     def _threshold_entries(
         self, info: LayerInfo, part: Part, values: npt.NDArray[np.int64], flags: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.uint32]:
-        """Entries of one part's thresholds, shape (rows, row tiles × (2**planes - 1))."""
+        """Entries of one part's thresholds, shape (rows, row tiles × 2**planes)."""
         levels = (1 << info.output_planes) - 1
         channels, rows = info.conv_shape[0], self.spec.rows
-        if values.shape != (channels, levels) or flags.shape != values.shape:
+        if values.shape != (channels, levels) or flags.shape != (channels,):
             raise BitwrightError(
                 f"Layer {info.name!r} has thresholds of shape {values.shape} with flags of shape {flags.shape}, "
-                f"expected {(channels, levels)} for both."
+                f"expected {(channels, levels)} and {(channels,)}."
             )
-        never = encode_threshold(self.spec.derived.accumulator_range[0], THRESHOLD_NEGATE, self.spec)
-        mask, width = (1 << self.spec.accumulator_width) - 1, self.spec.accumulator_width
-        entries = np.full((-(-channels // rows) * rows, levels), never, np.uint32)
-        entries[:channels] = (values & mask) | flags.astype(np.int64) << width
-        tiles = entries.reshape(-1, rows, levels)[part.tiles.start : part.tiles.stop]
-        return tiles.transpose(1, 0, 2).reshape(rows, -1)
+        padded = -channels % rows  # rows without a channel never reach a threshold
+        values = np.pad(values, ((0, padded), (0, 0)), constant_values=self.spec.derived.accumulator_range[0])
+        flags = np.pad(flags, (0, padded), constant_values=THRESHOLD_NEGATE)
+        tiles = encode_thresholds(values, flags, self.spec).reshape(-1, rows, levels + 1)
+        return tiles[part.tiles.start : part.tiles.stop].transpose(1, 0, 2).reshape(rows, -1)
 
     def _coefficient_entries(
         self, info: LayerInfo, part: Part, layer: Descriptor, values: npt.NDArray[np.integer[Any]]
@@ -728,7 +727,9 @@ class _Planner:
                 "residual_length": -(-residual.pixel // spec.derived.granules),
             }
         passes = schedule_passes(operands, horner=not flags & FLAG_COEFFICIENTS)
-        levels = 0 if raw else (1 << target.planes) - 1
+        # A layer of raw results has no thresholds; others start at a multiple of a channel's entries.
+        entries = 0 if raw else tiles << target.planes
+        threshold_base = self.threshold_entries if raw else -(-self.threshold_entries >> target.planes) << target.planes
         out_y, out_x = stride[0] * shape.pool_stride[0], stride[1] * shape.pool_stride[1]
         first_channel = part.tiles.start * rows
         steps = {
@@ -773,7 +774,7 @@ class _Planner:
             "weight_base": self.weight_words if stream_base is None else stream_base,
             "weight_tile_stride": tile_words,
             "stream_words": 0 if stream_base is None else tiles * tile_words,
-            "threshold_base": (self.threshold_entries - 1) & 0xFFFF,
+            "threshold_base": 0 if raw else threshold_base,
             "coefficient_base": self.coefficient_entries,
             "output_planes": target.planes,
             "output_granules": target.channels if raw else target.pixel,
@@ -790,14 +791,14 @@ class _Planner:
             raise BitwrightError(f"Layer {shape.name!r}: {error}") from error
         resident = 0 if stream_base is not None else tiles * tile_words
         self._need(shape, "words of weights", resident, self.weight_words, "weight_depth")
-        self._need(shape, "thresholds", tiles * levels, self.threshold_entries, "threshold_depth")
+        self._need(shape, "threshold entries", entries, threshold_base, "threshold_depth")
         self._need(shape, "descriptor words", descriptor.words, self.descriptor_words, "descriptor_depth")
         if flags & FLAG_COEFFICIENTS:
-            entries = tiles * len(passes)
-            self._need(shape, "coefficients", entries, self.coefficient_entries, "coefficient_depth")
-            self.coefficient_entries += entries
+            products = tiles * len(passes)
+            self._need(shape, "coefficients", products, self.coefficient_entries, "coefficient_depth")
+            self.coefficient_entries += products
         self.weight_words += resident
-        self.threshold_entries += tiles * levels
+        self.threshold_entries = threshold_base + entries
         self.descriptor_words += descriptor.words
         return descriptor
 

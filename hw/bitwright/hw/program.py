@@ -213,7 +213,7 @@ class Program:
         Weights that are streamed in during each run, ``uint32``, shape (beats,): for each descriptor with
         ``stream_words``, for each row, the words, lowest 32 bits first.
     thresholds
-        Threshold memories, ``uint32`` entries of :func:`bitwright.hw.isa.encode_threshold`, shape (rows, entries).
+        Threshold memories, ``uint32`` entries of :func:`bitwright.hw.isa.encode_thresholds`, shape (rows, entries).
     coefficients
         Coefficient memories, ``int32``, shape (rows, entries); no entries where no layer has coefficients.
     output_scale, output_offset
@@ -293,9 +293,9 @@ class Program:
                 )
             if (words := array.shape[min(1, array.ndim - 1)]) > depth:
                 raise BitwrightError(f"Program has {words} words of {name}, this array holds {depth}.")
-        if self.thresholds.size and int(self.thresholds.max()) >> spec.derived.threshold_entry_width:
+        if self.thresholds.size and int(self.thresholds.max()) >> spec.accumulator_width:
             raise BitwrightError(
-                f"A threshold entry of the Program has more than {spec.derived.threshold_entry_width} bits; "
+                f"A threshold entry of the Program has more than {spec.accumulator_width} bits; "
                 "it is corrupt, compile it again."
             )
         height, width, channels = self.input.stored_shape

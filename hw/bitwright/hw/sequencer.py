@@ -559,10 +559,10 @@ class TileIssuer(wiring.Component):
         tile_number = Signal(derived.tile_index_width)
         channel = Signal(16)
         weight_address = Signal(derived.weight_address_width)
-        threshold_address = Signal(derived.threshold_address_width)
+        threshold_address = Signal(derived.threshold_word_width)
         coefficient_address = Signal(derived.coefficient_address_width)
-        thresholds = Signal(derived.code_width)
-        m.d.comb += thresholds.eq((1 << layer.output_planes) - 1)
+        threshold_words = Signal(derived.code_width)  # of a channel
+        m.d.comb += threshold_words.eq((1 << layer.output_planes) >> 1)
 
         empty, entry_last, tile_last, group_last = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
@@ -616,7 +616,7 @@ class TileIssuer(wiring.Component):
                     tile_number.eq(tile_number + 1),
                     channel.eq(channel + spec.rows),
                     weight_address.eq(weight_address + layer.weight_tile_stride),
-                    threshold_address.eq(threshold_address + thresholds),
+                    threshold_address.eq(threshold_address + threshold_words),
                     coefficient_address.eq(coefficient_address + layer.passes),
                 ]
             with m.If(group_last):
@@ -638,7 +638,7 @@ class TileIssuer(wiring.Component):
                 tile_number.eq(0),
                 channel.eq(0),
                 weight_address.eq(layer.weight_base),
-                threshold_address.eq(layer.threshold_base),
+                threshold_address.eq(layer.threshold_base >> 1),
                 coefficient_address.eq(layer.coefficient_base),
             ]
         with m.If(self.start):

@@ -135,7 +135,7 @@ def describe(spec: ArraySpec) -> dict[str, Any]:
         ),
         Region.THRESHOLDS: (
             spec.threshold_depth,
-            derived.threshold_entry_width,
+            spec.accumulator_width,
             spec.rows,
             f"address = row * {1 << derived.threshold_address_width} + entry",
         ),

@@ -159,21 +159,19 @@ class Machine:
     def _codes(self, layer: Descriptor, numbers: npt.NDArray[np.int64], tile: int) -> npt.NDArray[np.int64]:
         """Pooled codes of the rows, from their values in one pooling window."""
         spec = self.program.spec
-        base = layer.threshold_base + tile * ((1 << layer.output_planes) - 1)
+        base = layer.threshold_base + (tile << layer.output_planes)
         pooled = np.zeros(numbers.shape[1], np.int64)
         for row in range(len(pooled)):
             ranks: list[int] = []
-            flags = 0
+            flags = int(self.program.thresholds[row, base % spec.threshold_depth])
             for number in numbers[:, row].tolist():
-                rank = 0
-                for plane in reversed(range(layer.output_planes)):
-                    candidate = rank | 1 << plane
-                    entry = int(self.program.thresholds[row, (base + candidate) % spec.threshold_depth])
-                    flags = entry >> spec.accumulator_width
-                    threshold = int(_wrapped(np.array(entry), spec))
+                node = 1
+                for _ in range(layer.output_planes):
+                    entry = self.program.thresholds[row, (base + node) % spec.threshold_depth]
+                    threshold = int(_wrapped(np.array(entry, np.int64), spec))
                     reached = number < threshold if flags & THRESHOLD_NEGATE else number >= threshold
-                    rank = candidate if reached else rank
-                ranks.append(rank)
+                    node = 2 * node + reached
+                ranks.append(node - (1 << layer.output_planes))
             pooled[row] = min(ranks) if flags & THRESHOLD_POOL_MIN else max(ranks)
         if layer.flags & FLAG_TABLE:
             codes = np.zeros_like(pooled)

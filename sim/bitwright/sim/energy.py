@@ -319,7 +319,7 @@ def _load_bits(network: Plan | Program) -> int:
         descriptor_words = sum(descriptor.words for descriptor in network.descriptors)
         weight_words = network.weight_words
         thresholds, coefficients = network.threshold_entries, network.coefficient_entries
-    row = weight_words * spec.lanes + thresholds * spec.derived.threshold_entry_width
+    row = weight_words * spec.lanes + thresholds * spec.accumulator_width
     row += coefficients * spec.coefficient_bits
     return descriptor_words * BUS_WIDTH + spec.rows * row
 
@@ -595,10 +595,10 @@ def _part_entries(spec: ArraySpec, name: str, part: PartActivity, table: EnergyT
     # The drain chain, of rows + 1 accumulators a column, is loaded for each row tile and shifts once a pixel.
     moves = layer.row_tiles * (groups + part.runs * layer.pixels)
     yield entry("drain", "chain registers", moves, register * accumulator * (rows + 1) * columns)
-    threshold_bits = derived.threshold_entry_width
+    pair = 2 * accumulator  # both thresholds that may be next are read
     # The counter is of one comparator; together the comparators of a row decide every plane of a code.
     compares = count["compares"] // layer.drain_steps(spec) * layer.output_planes * rows
-    yield entry("thresholds", "read", compares, table.sram(spec.threshold_depth * threshold_bits, threshold_bits))
+    yield entry("thresholds", "read", compares, table.sram(spec.threshold_depth * accumulator, pair))
     yield entry("thresholds", "compare", compares, table.add(accumulator))
     if layer.raw:
         each = table.sram(spec.result_depth * accumulator, accumulator)
@@ -638,7 +638,7 @@ def memory_bits(spec: ArraySpec) -> int:
         + spec.columns * 2 * spec.window_depth * spec.lanes
         + (lists if spec.zero_skip != "off" else 0)
         + spec.rows * spec.weight_depth * spec.lanes
-        + spec.rows * spec.threshold_depth * spec.derived.threshold_entry_width
+        + spec.rows * spec.threshold_depth * spec.accumulator_width
         + spec.rows * (spec.coefficient_depth if spec.coefficient_bits else 0) * spec.coefficient_bits
         + spec.descriptor_depth * BUS_WIDTH
         + spec.result_depth * spec.accumulator_width

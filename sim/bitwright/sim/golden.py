@@ -26,6 +26,7 @@ from bitwright.hw.isa import (
     THRESHOLD_POOL_MIN,
     ArraySpec,
     Descriptor,
+    decode_thresholds,
     granules_of,
     pass_coefficients,
     place_channels,
@@ -539,16 +540,13 @@ class _Reader:
         spec, channels = self.spec, layer.channels
         if layer.raw:
             return np.zeros((channels, 0), np.int64), np.zeros(channels, bool), np.zeros(channels, bool)
-        levels = (1 << layer.output_planes) - 1
-        addresses = layer.threshold_base + np.add.outer(np.arange(layer.row_tiles) * levels, 1 + np.arange(levels))
-        entries = self.thresholds[:, addresses % spec.threshold_depth].swapaxes(0, 1).reshape(-1, levels)[:channels]
-        flags = entries >> spec.accumulator_width
-        if (flags != flags[:, :1]).any():
-            raise BitwrightError(
-                "A channel's threshold entries have different flags, expected the same in all of them."
-            )
-        thresholds = wrap(entries, spec.accumulator_width)
-        return thresholds, (flags[:, 0] & THRESHOLD_NEGATE) != 0, (flags[:, 0] & THRESHOLD_POOL_MIN) != 0
+        size = 1 << layer.output_planes
+        if layer.threshold_base % size:
+            raise BitwrightError(f"threshold_base is {layer.threshold_base}, expected a multiple of {size}.")
+        addresses = layer.threshold_base + np.arange(layer.row_tiles * size).reshape(-1, size)
+        entries = self.thresholds[:, addresses % spec.threshold_depth].swapaxes(0, 1).reshape(-1, size)[:channels]
+        thresholds, flags = decode_thresholds(entries, spec)
+        return thresholds, (flags & THRESHOLD_NEGATE) != 0, (flags & THRESHOLD_POOL_MIN) != 0
 
     # Blocks -----------------------------------------------------------------------------------------------------------
 

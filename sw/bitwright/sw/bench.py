@@ -259,7 +259,7 @@ def sparsity() -> Iterator[Measurement]:
     last = LayerShape(name="fc", kind="linear", in_shape=filling.out_shape, out_channels=10, weight_bits=2)
     rng = np.random.default_rng(0)
     weights = [rng.integers(-2, 2, (64, 64, 3, 3)), rng.integers(-2, 2, (10, 64 * 16 * 16))]
-    thresholds = [(np.sort(rng.integers(-200, 200, (64, 3))), np.zeros((64, 3), np.uint8))]
+    thresholds = [(np.sort(rng.integers(-200, 200, (64, 3))), np.zeros(64, np.uint8))]
     for share in (0.0, 0.5, 0.8, 0.95):
         images = rng.integers(1, 256, (8, 64, 18, 18)).astype(np.uint8)
         # Whole columns of pixels are black, so that a word is zero in all columns of the array at once.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -131,7 +131,7 @@ class ThresholdBench(wiring.Component):
                 "channel": In(range(self.CHANNELS)),
                 "write": In(1),
                 "write_address": In(address),
-                "write_entry": In(spec.derived.threshold_entry_width),
+                "write_entry": In(spec.accumulator_width),
                 "code": Out(spec.derived.code_width),
                 "pool_min": Out(1),
                 "finish": Out(1),
@@ -144,12 +144,13 @@ class ThresholdBench(wiring.Component):
         m = Module()
         m.submodules.control = control = SearchControl(spec)
         m.submodules.unit = unit = ThresholdUnit(spec)
-        m.submodules.store = store = memory.Memory(shape=threshold_layout(spec), depth=spec.threshold_depth, init=[])
-        write = store.write_port()
-        # A channel's entries begin at a multiple of 2**planes, and number 0 is not used: addresses need no adder.
-        base = Signal(spec.derived.threshold_address_width)
+        m.submodules.store = store = memory.Memory(
+            shape=threshold_layout(spec), depth=spec.threshold_depth // 2, init=[]
+        )
+        write = store.write_port(granularity=1)
+        base = Signal(spec.derived.threshold_word_width)
         bases = [base]
-        m.d.comb += base.eq(Cat(Const(0, spec.activation_planes_max), ports["channel"]))
+        m.d.comb += base.eq(Cat(Const(0, spec.activation_planes_max - 1), ports["channel"]))
         for stage in range(1, spec.drain_planes):
             held = Signal.like(base, name=f"base_{stage}")
             with m.If(control.stages[stage].take):
@@ -158,19 +159,20 @@ class ThresholdBench(wiring.Component):
         m.d.comb += [
             control.planes.eq(spec.activation_planes_max),
             control.start.eq(ports["start"] & control.ready),
+            unit.planes.eq(control.planes),
             unit.stages.eq(control.stages),
             unit.complement.eq(ports["complement"]),
-            unit.first.eq(base | 1 << (spec.activation_planes_max - 1)),
-            Cat(write.addr, write.data.as_value(), write.en).eq(
-                Cat(ports["write_address"], ports["write_entry"], ports["write"])
-            ),
+            unit.first.eq(base),
+            write.addr.eq(ports["write_address"][1:]),
+            write.data.eq(Cat(ports["write_entry"], ports["write_entry"])),
+            write.en.eq(Mux(ports["write"], 1 << ports["write_address"][0], 0)),
             ports["code"].eq(unit.code),
             ports["pool_min"].eq(unit.pool_min),
             ports["finish"].eq(control.finish),
         ]
         for stage, at in enumerate(bases):
             read = store.read_port()
-            m.d.comb += [unit.base[stage].eq(at), read.addr.eq(unit.address[stage]), unit.entries[stage].eq(read.data)]
+            m.d.comb += [unit.base[stage].eq(at), read.addr.eq(unit.address[stage]), unit.pairs[stage].eq(read.data)]
         return m
 
 

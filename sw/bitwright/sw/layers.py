@@ -228,12 +228,15 @@ def layer_numbers(stage: Stage, shape: LayerShape, spec: ArraySpec) -> LayerNumb
 
 
 def layer_thresholds(stage: Stage, numbers: LayerNumbers) -> tuple[Ints, npt.NDArray[np.uint8]]:
-    """Thresholds and flags, (channels, 2**planes - 1): codes that the quantizer does not use are never reached."""
+    """Thresholds, (channels, 2**planes - 1), and each channel's flags.
+
+    Codes that the quantizer does not use are never reached.
+    """
     quantizer = output_quantizer(stage)
     grid = Grid.of(quantizer.boundaries())
     entries = (1 << quantizer.planes) - 1
     values = np.empty((len(numbers.lines), entries), np.int64)
-    flags = np.empty((len(numbers.lines), entries), np.uint8)
+    flags = np.empty(len(numbers.lines), np.uint8)
     for channel, (line, least, greatest) in enumerate(zip(numbers.lines, numbers.low, numbers.high, strict=True)):
         negate = line.gain < 0
         found = integer_thresholds(line, grid, least, greatest)
