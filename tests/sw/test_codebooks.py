@@ -10,10 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.utils import parametrize
 
 from bitwright.hw.errors import BitwrightError
+from bitwright.hw.isa import ArraySpec, preset
+from bitwright.sw.lowering import lower, verify
+from bitwright.sw.quantize import Recipe, calibrate, quantize, summary
 from bitwright.sw.quantizers import WeightQuantizer, method
 from bitwright.sw.quantizers.clustering import ClusteredWeight, cluster
 from bitwright.sw.quantizers.formats import E2M1, E3M0, E4M3, E5M2, NF4, AbsmaxFormat, MXFormat
@@ -21,6 +25,9 @@ from bitwright.sw.quantizers.fp4 import FP4Weight
 from bitwright.sw.quantizers.fp8 import FP8Weight
 from bitwright.sw.quantizers.mx import MXWeight
 from bitwright.sw.quantizers.nf4 import NF4Weight
+from bitwright.sw.residual import Residual, Shortcut
+from bitwright.sw.runs import load_parameters, save_tensors
+from bitwright.sw.stages import stages
 
 torch.set_num_threads(1)
 
@@ -428,3 +435,142 @@ def test_more_bits_and_smaller_blocks_are_nearer():
     assert error("fp8 e4m3") < error("fp8 e5m2") < error("nf4 blocks") < error("nf4 in 8 planes")
     assert error("nf4 in 8 planes") < error("nf4 in 6 planes") < error("fp4 e2m1") < error("fp4 e3m0")
     assert error("mxfp8") < error("mxfp4") < error("fp4 e3m0")
+
+
+# Hardware -------------------------------------------------------------------------------------------------------------
+
+SPEC = ArraySpec(
+    rows=4, columns=2, lanes=64, accumulator_width=30, weight_depth=1 << 14, threshold_depth=1 << 14,
+    descriptor_depth=2048,
+)  # fmt: skip
+RECIPES = {
+    "clustered1": {"weights": "clustered", "weight_bits": 1},
+    "clustered4": {"weights": "clustered", "weight_bits": 4},
+    "clustered8": {"weights": "clustered", "weight_bits": 8},
+    "clustered3 in 4 planes": {"weights": "clustered", "weight_bits": 3, "weight_options": {"planes": 4}},
+    "nf4": {"weights": "nf4", "weight_bits": 4},
+    "nf4 in 5 planes": {"weights": "nf4", "weight_bits": 4, "weight_options": {"planes": 5}},
+    "fp4 e2m1": {"weights": "fp4", "weight_bits": 4},
+    "fp4 e3m0": {"weights": "fp4", "weight_bits": 4, "weight_options": {"form": "e3m0"}},
+}
+
+
+def network_of(recipe):
+    """A network with a residual block, an average before the last layer, zero filters and pruned weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+        Residual(
+            nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 6, 3, padding=1, bias=False), Shortcut(),
+            nn.BatchNorm2d(6), nn.ReLU(),
+        ),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(24, 10), nn.BatchNorm1d(10),
+    )  # fmt: skip
+    with torch.no_grad():
+        for stage in stages(model):
+            stage.weight[0] = 0
+            stage.weight[stage.weight.abs() < 0.03] = 0
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return quantize(model, Recipe(activations="dorefa", activation_bits=3, **recipe))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    loaded: Any = load_digits()
+    return np.round(loaded.images * 255 / 16).astype(np.uint8)[:, None], torch.from_numpy(loaded.target)
+
+
+def train(network, images, labels, steps):
+    network.train()
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    pixels = torch.from_numpy(images).float()
+    for step in range(steps):
+        batch = torch.randint(0, len(images), (64,), generator=torch.Generator().manual_seed(step))
+        loss = nn.functional.cross_entropy(network(pixels[batch]), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("which", RECIPES)
+def test_trained_networks_equal_float64(which, digits):
+    images, labels = digits
+    network = network_of(RECIPES[which])
+    calibrate(network, torch.from_numpy(images[:100]).float())
+    train(network, images[:1300], labels[:1300], 30)
+    program = lower(network, SPEC, (1, 8, 8))
+    result = verify(network, program, images[1300:])
+    assert result.mismatches == dict.fromkeys(result.mismatches, 0)
+    assert result.images == 497
+    planes = {"fp4 e2m1": 5, "nf4 in 5 planes": 5, "clustered3 in 4 planes": 4}.get(which, 8)
+    assert [info.weight_planes for info in program.layers] == [planes] * 4
+    for stage in stages(network.double()):
+        codes = stage.weight_codes()
+        assert codes.integers.any()
+        assert torch.equal(stage.weight, codes.integers * codes.scale.reshape(-1, *[1] * (stage.weight.dim() - 1)))
+
+
+def test_clustering_a_trained_network_and_training_its_centroids(digits):
+    """Deep Compression in small: train, prune, cluster, train the centroids; then hardware."""
+    images, labels = digits
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 12, 3, bias=False), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(108, 10),
+    )  # fmt: skip
+    model = quantize(model, Recipe(weight_bits=None))
+    train(model, images[:1300], labels[:1300], 150)
+    with torch.no_grad():
+        weight = stages(model)[1].weight
+        weight[weight.abs() < weight.abs().median()] = 0
+    network = quantize(model, Recipe(weights="clustered", weight_bits=3, activations="fpnn", activation_bits=5))
+    calibrate(network, torch.from_numpy(images[:300]).float())
+
+    def accuracy():
+        outputs = network.eval()(torch.from_numpy(images[1300:]).float())
+        return float((outputs.argmax(1) == labels[1300:]).float().mean())
+
+    before = accuracy()
+    assignments = [stage.weight_quantizer.indices.clone() for stage in stages(network)]  # pyright: ignore
+    train(network, images[:1300], labels[:1300], 60)
+    assert accuracy() > max(before, 0.85)
+    for stage, indices in zip(stages(network), assignments, strict=True):
+        assert torch.equal(stage.weight_quantizer.indices, indices)  # pyright: ignore
+    assert torch.equal(stages(network)[1].weight == 0, stages(model)[1].weight == 0)  # half of them
+    program = lower(network, preset("demo"), (1, 8, 8))
+    assert sum(verify(network, program, images[1300:]).mismatches.values()) == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"weights": "fp8", "weight_bits": 8}, "'0': FP8 E4M3 is a format to store .* take 19 planes"),
+        ({"weights": "fp8", "weight_bits": 8, "weight_options": {"form": "e5m2"}}, "E5M2 .* take 33 planes"),
+        ({"weights": "mx", "weight_bits": 4}, "'0': MX .* has a scale for every 32 weights"),
+        ({"weights": "nf4", "weight_bits": 4, "weight_options": {"block": 64}}, "a scale for every 64 weights"),
+    ],
+)
+def test_formats_to_store_train_and_are_refused_by_lowering(recipe, message, digits):
+    images, labels = digits
+    network = network_of(recipe)
+    calibrate(network, torch.from_numpy(images[:100]).float())
+    before = [stage.real_weight.clone() for stage in stages(network)]
+    train(network, images[:1300], labels[:1300], 2)
+    assert not any(torch.equal(stage.real_weight, old) for stage, old in zip(stages(network), before, strict=True))
+    with pytest.raises(BitwrightError, match=message):
+        lower(network, SPEC, (1, 8, 8))
+    assert "float" in summary(network)  # no encoding
+
+
+def test_clusters_come_back_from_a_checkpoint(tmp_path):
+    network, other = network_of(RECIPES["clustered4"]), network_of(RECIPES["clustered4"])
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01)
+    save_tensors(tmp_path / "a.safetensors", network.state_dict())
+    load_parameters(other, tmp_path / "a.safetensors")
+    pixels = torch.arange(64.0).reshape(1, 1, 8, 8)
+    assert torch.equal(other.eval()(pixels), network.eval()(pixels))
