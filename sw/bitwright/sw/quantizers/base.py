@@ -8,7 +8,7 @@ gradient is the one that its paper states, not the derivative of the step functi
 import math
 from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -237,7 +237,7 @@ class ActivationQuantizer(Quantizer):
 
     @abstractmethod
     def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give codes, as floats of the type of ``x``, and where the gradient passes, boolean."""
+        """Give codes, as floats of the type of ``x``, and where the gradient passes: a mask, best of that type."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize; backward, the gradient passes where :meth:`quantized` says."""
@@ -324,7 +324,7 @@ class ImageInput(nn.Module):
 
 
 class StraightThrough(torch.autograd.Function):
-    """Value of the second argument, gradient to the first: everywhere, or where the third, boolean, is true."""
+    """Value of the second argument, gradient to the first: all of it, or multiplied by the third, a mask."""
 
     @staticmethod
     def forward(ctx: Any, _surrogate: Tensor, value: Tensor, passes: Tensor | None) -> Tensor:
@@ -337,7 +337,7 @@ class StraightThrough(torch.autograd.Function):
         """Give the gradient, masked."""
         (passes,) = ctx.saved_tensors
         (gradient,) = gradients
-        return (gradient if passes is None else torch.where(passes, gradient, 0.0)), None, None
+        return (gradient if passes is None else gradient * passes), None, None
 
 
 def one_of(option: str, value: Any, choices: Sequence[str]) -> str:
@@ -375,9 +375,24 @@ def code_values(codes: Tensor, step: Fraction, offset: Fraction) -> Tensor:
     return values + float(offset) if offset else values
 
 
+def mask(compare: Callable[..., Any], x: Tensor, other: Tensor | float, out: Tensor | None = None) -> Tensor:
+    """Compare, by ``torch.ge`` or the like, and give 1 and 0 of the type of ``x``; into ``out``, if given.
+
+    On a CPU that is several times faster than booleans, and the memory of ``x`` faster than new memory.
+    """
+    return compare(x, other, out=torch.empty_like(x) if out is None else out)
+
+
+def magnitude_mask(compare: Callable[..., Any], x: Tensor, other: Tensor | float) -> Tensor:
+    """Compare magnitudes, as :func:`mask` does values."""
+    magnitudes = x.abs()
+    return mask(compare, magnitudes, other, out=magnitudes)
+
+
+@torch.no_grad()
 def sign(x: Tensor) -> Tensor:
-    """Sign of ``x``, where the sign of 0 is +1."""
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+    """Sign of ``x``, where the sign of 0 is +1; without gradient."""
+    return mask(torch.ge, x, 0).mul_(2).sub_(1)
 
 
 def power_of_two_above(x: Tensor) -> Tensor:

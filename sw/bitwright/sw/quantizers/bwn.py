@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitwright.hw.isa import Encoding
-from bitwright.sw.quantizers.base import StraightThrough, WeightQuantizer, one_of, sign
+from bitwright.sw.quantizers.base import StraightThrough, WeightQuantizer, magnitude_mask, one_of, sign
 from bitwright.sw.quantizers.registry import Method
 
 GRADIENTS = "authors", "paper", "straight"
@@ -85,11 +85,12 @@ class _Binarize(torch.autograd.Function):
         (gradient,) = gradients
         weight, scale = ctx.saved_tensors
         count, channels = weight[0].numel(), weight.shape[1]
-        if not ctx.authors:
-            return gradient * torch.where(weight.abs() <= 1, scale + 1 / count, 1 / count), None, None, None
-        factor = 1 - 1 / channels if channels > 1 else 1.0
-        inside = (scale * count + 1) * factor
-        return gradient * torch.where(weight.abs() < 1, inside, factor), None, None, None
+        if ctx.authors:
+            factor = 1 - 1 / channels if channels > 1 else 1.0
+            slope = magnitude_mask(torch.lt, weight, 1).mul_(scale * (count * factor)).add_(factor)
+        else:
+            slope = magnitude_mask(torch.le, weight, 1).mul_(scale).add_(1 / count)
+        return slope.mul_(gradient), None, None, None
 
 
 METHOD = Method("bwn", BWNWeight)

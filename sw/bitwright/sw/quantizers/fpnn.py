@@ -22,6 +22,7 @@ from bitwright.sw.quantizers.base import (
     WeightQuantizer,
     covering_exponent,
     largest_magnitude,
+    mask,
     one_of,
     power_of_two_above,
 )
@@ -126,12 +127,13 @@ class FixedActivation(PowerOfTwoScale, ActivationQuantizer):
         """Round and clip."""
         half = 1 << (self.bits - 1)
         lowest = self.LOWEST * half
-        rounded = torch.round(x * float(1 / self.step()))
+        rounded = (x * float(1 / self.step())).round_()
         clipped = rounded.clamp(lowest, half - 1)
-        return clipped - lowest, self.passes(x, rounded == clipped)
+        passes = self.passes(x, mask(torch.eq, rounded, clipped))
+        return clipped.sub_(lowest), passes
 
     def passes(self, x: Tensor, on_grid: Tensor) -> Tensor:
-        """Where the gradient passes."""
+        """Where the gradient passes, 1 or 0."""
         return on_grid
 
     @torch.no_grad()
@@ -166,7 +168,7 @@ class FixedHardtanh(FixedActivation):
 
     def passes(self, x: Tensor, on_grid: Tensor) -> Tensor:
         """Not below the range, even if the rounded value is its end: the inner clip of the authors' code."""
-        return on_grid & (x >= float(self.offset()))
+        return on_grid * mask(torch.ge, x, float(self.offset()))
 
 
 METHOD = Method("fpnn", FPNNWeight, {nn.ReLU: FixedReLU, nn.Hardtanh: FixedHardtanh})

@@ -43,7 +43,7 @@ def quantize_gradient(gradient: Tensor, bits: int) -> Tensor:
     """
     n = (1 << bits) - 1
     flat = gradient.flatten(1) if gradient.dim() > 1 else gradient[:, None]
-    greatest = torch.linalg.vector_norm(flat, torch.inf, 1, keepdim=True)
+    greatest = torch.maximum(flat.amax(1, keepdim=True), -flat.amin(1, keepdim=True))
     factor = n / (2 * greatest.clamp(min=LEAST_MAGNITUDE))
     # n * (g / (2 m) + 1/2) + s, and from it the code.
     codes = torch.rand_like(flat).add_((n - 1) / 2).addcmul_(flat, factor).round_().clamp_(0, n)

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.hw.isa import Encoding
-from bitwright.sw.quantizers.base import PowerOfTwoScale, WeightQuantizer, covering_exponent, glorot, one_of, sign
+from bitwright.sw.quantizers.base import (
+    PowerOfTwoScale,
+    StraightThrough,
+    WeightQuantizer,
+    covering_exponent,
+    glorot,
+    mask,
+    one_of,
+    sign,
+)
 from bitwright.sw.quantizers.fpnn import FixedHardtanh, FixedReLU, fixed_point
 from bitwright.sw.quantizers.registry import Method
 
@@ -69,7 +78,8 @@ class QNNWeight(RangedWeight):
 
     def surrogate(self, weight: Tensor) -> Tensor:
         """Clip: the gradient passes where ``|w| <= H``."""
-        return weight.clamp(-self.limit(), self.limit())
+        clipped = weight.detach().clamp(-self.limit(), self.limit())
+        return StraightThrough.apply(weight, clipped, mask(torch.eq, weight.detach(), clipped))
 
 
 METHOD = Method("qnn", QNNWeight, {nn.ReLU: FixedReLU, nn.Hardtanh: FixedHardtanh})

@@ -2,10 +2,11 @@
 
 from fractions import Fraction
 
+import torch
 from torch import Tensor, nn
 
 from bitwright.hw.isa import Encoding
-from bitwright.sw.quantizers.base import ActivationQuantizer, Boundary, WeightQuantizer, sign
+from bitwright.sw.quantizers.base import ActivationQuantizer, Boundary, WeightQuantizer, magnitude_mask, mask, sign
 from bitwright.sw.quantizers.registry import Method
 
 
@@ -47,7 +48,7 @@ class Sign(ActivationQuantizer):
 
     def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compare with zero."""
-        return (x >= 0).to(x.dtype), x.abs() <= 1
+        return mask(torch.ge, x, 0), magnitude_mask(torch.le, x, 1)
 
 
 METHOD = Method("sign", SignWeight, {nn.ReLU: Sign, nn.Hardtanh: Sign})

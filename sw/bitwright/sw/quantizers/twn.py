@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bitwright.hw.isa import Encoding
-from bitwright.sw.quantizers.base import WeightQuantizer, one_of
+from bitwright.sw.quantizers.base import WeightQuantizer, mask, one_of
 from bitwright.sw.quantizers.registry import Method
 
 THRESHOLD = 0.7
@@ -48,7 +48,7 @@ class TWNWeight(WeightQuantizer):
         axes = tuple(range(weight.dim()))[0 if layer else 1 :]
         magnitudes = weight.abs()
         spread = magnitudes if layer else (weight - weight.mean()).abs_()
-        chosen = (magnitudes > THRESHOLD * spread.mean()).to(weight.dtype)
+        chosen = mask(torch.gt, magnitudes, THRESHOLD * spread.mean())
         counts = chosen.sum(axes, keepdim=True)
         alpha = magnitudes.mul_(chosen).sum(axes, keepdim=True) / counts.clamp_(min=1)
         return chosen.mul_(torch.sign(weight)), alpha
