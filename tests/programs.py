@@ -85,15 +85,16 @@ def random_program(
     """
     planned = plan(shapes(in_shape, layers), spec, input_bits=input_bits, batch=batch)
     weights, thresholds = [], []
+    half = 1 << (spec.coefficient_bits - 1) if spec.coefficient_bits else 0
     residuals: dict[str, npt.NDArray[np.int64]] = {}
     coefficients: dict[str, npt.NDArray[np.int64]] = {}
+    residual_coefficients: dict[str, npt.NDArray[np.int64]] = {}
     for index, info in enumerate(planned.layers):
         bits = planned.layers[index].weight_bits - (info.stored_encoding != info.weight_encoding)
         values = random_weights(rng, info.weight_encoding, bits, (info.conv_shape[0], info.fan_in))
         weights.append(values)
         largest = (1 << info.input_planes) - 1
         if has_coefficients(info.weight_encoding):
-            half = 1 << (spec.coefficient_bits - 1)
             shape = (info.conv_shape[0], info.weight_planes, info.input_planes)
             coefficients[info.name] = rng.integers(-half, half, shape)
             mean = coefficients[info.name].sum((1, 2)) * (0.25 if info.weight_encoding == "basis" else 0) * info.fan_in
@@ -114,6 +115,9 @@ def random_program(
                         if entry.plane >= info.input_planes)  # fmt: skip
             codes = ((1 << info.residual_planes) - 1) / 2
             mean, spread = mean * main + addend.sum(1) * codes * extra, spread * main + extra
+            if info.name in coefficients:
+                shape = (info.conv_shape[0], info.residual_bits, info.residual_planes)
+                residual_coefficients[info.name] = rng.integers(-half, half, shape)
         if info.output_planes:
             thresholds.append(_random_thresholds(rng, spec, mean, spread, info.output_planes))
     classes = planned.layers[-1].conv_shape[0]
@@ -125,6 +129,7 @@ def random_program(
         {"made by": "random_program"},
         residual_weights=residuals,
         coefficients=coefficients,
+        residual_coefficients=residual_coefficients,
     )
 
 

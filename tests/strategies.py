@@ -119,14 +119,14 @@ def _residual(draw: st.DrawFn, spec: ArraySpec, earlier: list[tuple[int, int, in
         if (-(-rows // down), -(-columns // across)) == size
     ]
     source, steps = draw(st.sampled_from(fits))
-    options = draw(weights(spec).filter(lambda options: not has_coefficients(options["weight_encoding"])))
+    options = draw(weights(spec))
     encoding = draw(st.sampled_from(["signed", "ternary", "unsigned"]))
     residual = {
         "source": source,
         "stride": steps,
         "weight_encoding": encoding,
         "weight_bits": 2 if encoding == "ternary" else draw(st.integers(1, 3)),
-        "shift": draw(st.integers(0, 3)),
+        "shift": 0 if has_coefficients(options["weight_encoding"]) else draw(st.integers(0, 3)),
     }
     kernel = draw(st.sampled_from([1, 3]))
     return conv(draw(st.integers(1, 18)), kernel, stride=stride, padding=kernel // 2, residual=residual, **options)

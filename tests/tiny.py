@@ -133,12 +133,15 @@ def grouped(zero_skip: ZeroSkip) -> Case:
 
 
 def bases(zero_skip: ZeroSkip) -> Case:
-    """Counts times coefficients, of both kinds, between layers without; codes that do not rise with their ranks."""
-    array = spec(4, 2, coefficient_bits=5, coefficient_depth=128, accumulator_width=18, zero_skip=zero_skip)
+    """Counts times coefficients, of both kinds and of an addend; codes that do not rise with their ranks."""
+    sizes: dict[str, Any] = {"coefficient_bits": 5, "coefficient_depth": 128, "accumulator_width": 18}
+    array = spec(4, 2, residual=True, zero_skip=zero_skip, **sizes)
+    addend = {"source": 1, "weight_encoding": "signed", "weight_bits": 2}
     layers = [
         conv(5, 2, weight_encoding="basis", weight_bits=2, code_table=(0, 2, 1, 3)),
         conv(6, 1, weight_encoding="bipolar_basis", weight_bits=3, pool=2, output_planes=1, code_table=(1, 0)),
         conv(4, 1, weight_encoding="odd", code_table=(3, 1, 2, 0)),
+        conv(6, 1, weight_encoding="bipolar_basis", weight_bits=2, residual=addend),
         linear(3, weight_encoding="basis", weight_bits=2),
     ]
     return _case(array, layers, in_shape=(3, 5, 5), input_bits=2)

@@ -1,4 +1,6 @@
+import copy
 import dataclasses
+import math
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any, cast
@@ -12,7 +14,7 @@ from torch import nn
 
 from bases import BasisWeight, GivenBasis, with_bases
 from bitwright.hw.errors import BitwrightError
-from bitwright.hw.isa import ArraySpec
+from bitwright.hw.isa import ArraySpec, has_coefficients
 from bitwright.sim import golden
 from bitwright.sw.layers import layer_numbers
 from bitwright.sw.lowering import layer_shapes, lower, verify
@@ -316,9 +318,81 @@ def test_what_does_not_go_with_a_basis():
     network, _ = small_network("basis", 2, GivenBasis([1, 2]))
     with pytest.raises(BitwrightError, match="'conv2' has weights of encoding basis, this array has no multipliers"):
         lower(network, dataclasses.replace(SPEC, coefficient_bits=0), (2, 6, 6))
+
+
+# Residual blocks ------------------------------------------------------------------------------------------------------
+
+RESIDUAL = dataclasses.replace(SPEC, residual=True)
+
+
+def block_with_bases(outer, inner, weight, *, channels=5, bits=3):
+    """A network with one block, where a basis is given of what it adds, of what it convolves, and of its weights."""
+    torch.manual_seed(1)
     model = nn.Sequential(
-        nn.Conv2d(1, 2, 1), GivenBasis([1, 2]), Residual(nn.Conv2d(2, 2, 1), Shortcut()), nn.ReLU(),
-        nn.Flatten(), nn.Linear(8, 2),
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), outer or nn.ReLU(),
+        Residual(
+            nn.Conv2d(4, 6, 3, 2, padding=1), nn.BatchNorm2d(6), inner or nn.ReLU(),
+            nn.Conv2d(6, channels, 3, padding=1), Shortcut(2), nn.BatchNorm2d(channels), GivenBasis([1, 0.5]),
+        ),
+        nn.Flatten(), nn.Linear(9 * channels, 3),
     )  # fmt: skip
-    with pytest.raises(BitwrightError, match=r"Layer '2.0' adds a shortcut to numbers with a basis, expected uniform"):
-        lower(with_bases(model, {}, Recipe(weight_bits=4, activation_bits=4)), SPEC, (1, 2, 2))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1
+            nn.init.normal_(module.weight, 0, 1)
+            nn.init.normal_(module.bias, 0.5, 0.5)
+    layers = {"3.3": {"weight_bits": None}} if weight else {}
+    recipe = Recipe(weight_bits=bits, activation_bits=bits, layers=layers)
+    network = with_bases(model, {"3.3": weight} if weight else {}, recipe)
+    images = np.random.default_rng(2).integers(0, 256, (30, 2, 6, 6), np.uint8)
+    network(torch.from_numpy(images).float())
+    calibrate(network.eval(), torch.from_numpy(images).float())
+    return network, images
+
+
+POWERS = [Fraction(1), Fraction(1, 4)]
+
+
+@pytest.mark.parametrize("outer", [None, GivenBasis(POWERS), GivenBasis(POWERS, Fraction(-1, 2))])
+@pytest.mark.parametrize("inner", [None, GivenBasis([Fraction(1, 2), Fraction(2)])])
+@pytest.mark.parametrize("channels", [4, 7])
+def test_blocks_with_bases_of_powers_of_two_are_exact(outer, inner, channels):
+    network, images = block_with_bases(copy.deepcopy(outer), copy.deepcopy(inner), None, channels=channels)
+    program = lower(network, RESIDUAL, (2, 6, 6))
+    assert has_coefficients(program.layers[2].weight_encoding) == (outer is not None or inner is not None)
+    result = verify(network, program, images)
+    assert result.mismatches == dict.fromkeys(result.mismatches, 0)
+
+
+@pytest.mark.parametrize("encoding", ["basis", "bipolar_basis"])
+@pytest.mark.parametrize("uniform", [False, True])
+def test_an_addend_counts_the_rounded_value_of_its_planes(encoding, uniform):
+    outer = None if uniform else GivenBasis([Fraction(7, 10), Fraction(9, 5)], Fraction(1, 3))
+    network, images = block_with_bases(outer, GivenBasis([Fraction(1, 3), Fraction(2, 3)]), BasisWeight(2, encoding))
+    program = lower(network, RESIDUAL, (2, 6, 6))
+    _, first, second, third = kept(program, images)
+    stage, shape, numbers = numbers_of(network, "3.3", RESIDUAL)
+    assert shape.residual.channels == 4
+    assert numbers.residual_coefficients.shape == (5, 1, 2)
+    assert not numbers.residual_coefficients[4].any()
+    sums = products(numbers, second, 2, 2, encoding, padding=1)
+    values = stage.addend_quantizer
+    planes = values.basis() if not uniform else [values.step() * (1 << plane) for plane in range(2)]
+    for channel, line in enumerate(numbers.lines[:4]):
+        f = round(math.log2(abs(bn_factor(stage, channel)) / abs(float(line.gain))))
+        assert numbers.residual_coefficients[channel, 0].tolist() == rounded(planes, f)
+    for plane in range(2):
+        bits = first[:, :, ::2, ::2] >> plane & 1
+        sums[:, :4] += bits * numbers.residual_coefficients[:4, 0, plane, None, None]
+    for channel, (low, high) in enumerate(zip(numbers.low, numbers.high, strict=True)):
+        assert low <= sums[:, channel].min()
+        assert sums[:, channel].max() <= high
+    lines = zip(numbers.lines, sums.swapaxes(0, 1), strict=True)
+    reached = np.stack([float(line.gain) * each + float(line.constant) for line, each in lines], axis=1)
+    assert np.array_equal(stage.activation.codes(torch.from_numpy(reached)).numpy(), third)
+    result = verify(network, program, images)
+    assert result.mismatches["3.3"] < 0.01 * result.activations["3.3"]
+
+
+def bn_factor(stage, channel):
+    return float(stage.norm.weight.detach()[channel] / torch.sqrt(stage.norm.running_var[channel] + stage.norm.eps))

@@ -52,9 +52,10 @@ class ResidualShape:
     stride
         (vertical, horizontal) steps in its image from one output pixel to the next.
     weight_encoding, weight_bits
-        Of its weights, which have no offset and no coefficients; the defaults suit an identity shortcut: unit vectors.
+        Of its weights, which have no offset; the defaults suit an identity shortcut: unit vectors. In a layer with
+        coefficients, the addend's passes have coefficients too.
     shift
-        The addend counts ``2**shift`` times.
+        The addend counts ``2**shift`` times; 0 in a layer with coefficients.
     """
 
     source: str
@@ -215,6 +216,7 @@ class Plan:
         *,
         residual_weights: Mapping[str, npt.NDArray[np.integer[Any]]] | None = None,
         coefficients: Mapping[str, npt.NDArray[np.integer[Any]]] | None = None,
+        residual_coefficients: Mapping[str, npt.NDArray[np.integer[Any]]] | None = None,
     ) -> Program:
         """Fill the memories.
 
@@ -233,6 +235,8 @@ class Plan:
         coefficients
             For each layer, by name, of a ``basis`` encoding: integers that fit ``coefficient_bits``, shape (out
             channels, weight planes, activation planes).
+        residual_coefficients
+            For those of them, by name, with a residual addend: shape (out channels, planes of its weights, its planes).
         """
         spec = self.spec
         weight_memory = np.zeros((spec.rows, self.weight_words, spec.lanes // 8), np.uint8)
@@ -252,8 +256,8 @@ class Plan:
                 base = layer.threshold_base
                 threshold_memory[:, base : base + entries.shape[1]] = entries
             if layer.flags & FLAG_COEFFICIENTS:
-                given = (coefficients or {}).get(info.name, np.zeros(0, np.int64))
-                numbers = self._coefficient_entries(info, part, layer, given)
+                given = [(each or {}).get(info.name) for each in (coefficients, residual_coefficients)]
+                numbers = self._coefficient_entries(info, part, layer, *given)
                 coefficient_memory[:, layer.coefficient_base : layer.coefficient_base + numbers.shape[1]] = numbers
             descriptors.append(layer)
         return Program(
@@ -338,22 +342,35 @@ class Plan:
         return tiles[part.tiles.start : part.tiles.stop].transpose(1, 0, 2).reshape(rows, -1)
 
     def _coefficient_entries(
-        self, info: LayerInfo, part: Part, layer: Descriptor, values: npt.NDArray[np.integer[Any]]
+        self,
+        info: LayerInfo,
+        part: Part,
+        layer: Descriptor,
+        values: npt.NDArray[np.integer[Any]] | None,
+        residual: npt.NDArray[np.integer[Any]] | None,
     ) -> npt.NDArray[np.int32]:
         """Entries of one part's coefficients, shape (rows, row tiles × passes)."""
         channels, rows = info.conv_shape[0], self.spec.rows
-        expected = (channels, info.weight_planes, info.input_planes)
-        if values.shape != expected:
-            raise BitwrightError(f"Layer {info.name!r} has coefficients of shape {values.shape}, expected {expected}.")
+        operands = [("coefficients", values, info.weight_planes, info.input_planes)]
+        if info.residual_source is not None:
+            operands.append(("coefficients of its residual", residual, info.residual_bits, info.residual_planes))
         half = 1 << (self.spec.coefficient_bits - 1)
-        if values.size and not (-half <= values.min() and values.max() < half):
-            raise BitwrightError(
-                f"Layer {info.name!r} has coefficients from {values.min()} to {values.max()}, this array takes "
-                f"{-half} to {half - 1} (coefficient_bits)."
-            )
         entries = np.zeros((-(-channels // rows) * rows, len(layer.passes)), np.int32)
-        # Weight planes outside, activation planes inside: the order of `schedule_passes`.
-        entries[:channels] = values.reshape(channels, -1)
+        first = 0
+        for what, given, *planes in operands:
+            expected = (channels, *planes)
+            if given is None or given.shape != expected:
+                found = f"no {what}" if given is None else f"{what} of shape {given.shape}"
+                raise BitwrightError(f"Layer {info.name!r} has {found}, expected shape {expected}.")
+            if given.size and not (-half <= given.min() and given.max() < half):
+                raise BitwrightError(
+                    f"Layer {info.name!r} has {what} from {given.min()} to {given.max()}, this array takes "
+                    f"{-half} to {half - 1} (coefficient_bits)."
+                )
+            # Weight planes outside, activation planes inside: the order of `schedule_passes`.
+            flat = given.reshape(channels, -1)
+            entries[:channels, first : first + flat.shape[1]] = flat
+            first += flat.shape[1]
         tiles = entries.reshape(-1, rows, len(layer.passes))[part.tiles.start : part.tiles.stop]
         return tiles.transpose(1, 0, 2).reshape(rows, -1)
 
@@ -420,8 +437,10 @@ def _check_shape(shape: LayerShape, spec: ArraySpec, *, last: bool) -> None:
             refuse("adds a residual", "this array was built without (residual false)")
         if shape.pool != (1, 1) or shape.kind == "linear":
             refuse("pools or is linear, and adds a residual", "expected a convolution without pooling")
-        if has_offset(shape.residual.weight_encoding) or coefficients:
-            refuse("adds a residual", "expected weights without an offset for it, and no basis weights")
+        if has_offset(shape.residual.weight_encoding):
+            refuse("adds a residual", "expected weights without an offset for it")
+        if coefficients and shape.residual.shift:
+            refuse("adds a shifted residual to basis weights", "expected shift 0, and what it counts in coefficients")
     planes = [(len(weight_planes(*shape.stored_encoding)), "weights")]
     if shape.residual is not None:
         residual = weight_planes(shape.residual.weight_encoding, shape.residual.weight_bits)

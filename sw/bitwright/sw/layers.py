@@ -9,11 +9,11 @@ function a layer is therefore exactly::
 
 With ``weight = scale * integer`` and ``activation = step * code + offset``, and the addend scaled as
 :mod:`bitwright.sw.residual` says, that is ``y = gain * A + constant`` for an integer accumulator ``A``. With a basis
-(:mod:`bitwright.sw.quantizers.basis`) the products of coefficients are rounded to integers: ``A`` counts units of
-``2**-f``, and the line is exact for the rounded ones. Each output channel has its own ``f``, the largest with which its
-coefficients fit the array's ``coefficient_bits`` and its sums the accumulators: thresholds and scales belong to the
-channel anyway, so that this costs nothing and gives narrow channels the precision that one ``f`` for the layer would
-take from them.
+(:mod:`bitwright.sw.quantizers.basis`) the products of coefficients, and the values of the addend's planes, are rounded
+to integers: ``A`` counts units of ``2**-f``, and the line is exact for the rounded ones. Each output channel has its
+own ``f``, the largest with which its coefficients fit the array's ``coefficient_bits`` and its sums the accumulators:
+thresholds and scales belong to the channel anyway, so that this costs nothing and gives narrow channels the precision
+that one ``f`` for the layer would take from them.
 
 An average pooling is a depthwise convolution of ones. Before a fully connected layer it needs no layer of its own: each
 weight is repeated for every pixel that its input averages, and divided by their number.
@@ -112,7 +112,8 @@ def _weight_format(stage: Stage) -> tuple[Encoding, int]:
         if (obstacle := quantizer.obstacle()) is not None:
             raise BitwrightError(f"Layer {stage.name!r}: {obstacle}")
         encoding, bits = quantizer.encoding, quantizer.planes
-    return (basis_encoding(encoding) if isinstance(input_quantizer(stage), BasisActivation) else encoding), bits
+    based = any(isinstance(each, BasisActivation) for each in (input_quantizer(stage), stage.addend_quantizer))
+    return (basis_encoding(encoding) if based else encoding), bits
 
 
 def basis_encoding(encoding: Encoding) -> Encoding:
@@ -145,19 +146,17 @@ def _averaged_windows(stage: Stage, in_shape: Shape) -> tuple[int, int]:
 
 
 def _residual_shape(stage: Stage, shape: LayerShape, addend_shape: Shape) -> ResidualShape:
-    shortcut, addend = stage.shortcut, stage.addend_quantizer
-    if isinstance(addend, BasisActivation) or has_coefficients(shape.weight_encoding):
-        raise BitwrightError(
-            f"Layer {stage.name!r} adds a shortcut to numbers with a basis, expected uniform quantizers for its "
-            "weights, its input and what it adds."
-        )
-    if addend is None or not isinstance(shortcut, QuantizedShortcut):
+    shortcut = stage.shortcut
+    # With a basis the addend's planes have coefficients of their own, otherwise one power of two for all.
+    based = has_coefficients(shape.weight_encoding)
+    if shortcut is None or stage.addend_quantizer is None or based == isinstance(shortcut, QuantizedShortcut):
         raise BitwrightError(
             f"Layer {stage.name!r} adds {stage.addend_stage!r} in float, expected a quantized shortcut; give bits to "
             "the weights and to both inputs."
         )
     # With an offset the hardware doubles what it has summed up, the addend included.
-    shift = shortcut.exponent - has_offset(shape.stored_encoding[0])
+    exponent = shortcut.exponent if isinstance(shortcut, QuantizedShortcut) else 0
+    shift = 0 if based else exponent - has_offset(shape.stored_encoding[0])
     stride = shortcut.stride, shortcut.stride
     return ResidualShape(source=stage.addend_stage, channels=addend_shape[0], stride=stride, shift=shift)
 
@@ -200,6 +199,8 @@ class LayerNumbers:
         Weights of the addend, shape (channels, channels of the addend); None without.
     coefficients
         Shape (channels, weight planes, input planes); None without a basis.
+    residual_coefficients
+        Of the addend, shape (channels, 1, its planes); None without it or a basis.
     """
 
     weights: Ints
@@ -208,6 +209,7 @@ class LayerNumbers:
     high: list[int]
     residual: Ints | None = None
     coefficients: Ints | None = None
+    residual_coefficients: Ints | None = None
 
 
 def layer_numbers(stage: Stage, shape: LayerShape, spec: ArraySpec) -> LayerNumbers:
@@ -223,7 +225,7 @@ def layer_numbers(stage: Stage, shape: LayerShape, spec: ArraySpec) -> LayerNumb
     except BitwrightError as error:
         raise BitwrightError(f"Layer {stage.name!r}: {error}") from error
     if has_coefficients(shape.weight_encoding):
-        return _basis_numbers(stage, weights, spec)
+        return _basis_numbers(stage, shape, weights, spec)
     return _uniform_numbers(stage, shape, weights, spec)
 
 
@@ -346,22 +348,28 @@ def _uniform_numbers(stage: Stage, shape: LayerShape, weights: _Weights, spec: A
     return LayerNumbers(weights.integers, _lines(stage, gains, constants), low.tolist(), high.tolist(), residual)
 
 
-def _basis_numbers(stage: Stage, weights: _Weights, spec: ArraySpec) -> LayerNumbers:
+def _basis_numbers(stage: Stage, shape: LayerShape, weights: _Weights, spec: ArraySpec) -> LayerNumbers:
     source, channels = input_quantizer(stage), len(weights.integers)
-    values = source.basis() if isinstance(source, BasisActivation) else _powers(source)
+    values = _plane_values(source)
     counts = bit_values(weights.planes, "bipolar_basis" if has_offset(weights.encoding) else "basis").long().numpy()
     inputs = bit_values(len(values), "basis").long().numpy()
     flat = weights.integers.reshape(channels, -1)
     coefficients = np.empty((channels, weights.planes, len(values)), np.int64)
+    addend_channels = shape.residual.channels if shape.residual is not None else 0
+    addend_values = [] if stage.addend_quantizer is None else _plane_values(stage.addend_quantizer)
+    residual = np.zeros((channels, 1, len(addend_values)), np.int64)
     gains, constants, lows, highs = [], [], [], []
     for channel, basis in enumerate(weights.basis):
+        addend = addend_values if channel < addend_channels else []
         products = [weight * value for weight in basis for value in values]
         used = np.bincount(flat[channel], minlength=1 << weights.planes)  # how many weights have each code
-        f = fixed_point(products, spec.coefficient_bits)
+        f = fixed_point([*products, *addend], spec.coefficient_bits)
         while True:
             numbers = np.array(rounded(products, f), np.int64).reshape(weights.planes, -1)
+            added = np.array(rounded(addend, f), np.int64)
             terms = counts @ numbers @ inputs.T  # of each weight's code and each input's
-            low, high = int(used @ terms.min(1)), int(used @ terms.max(1))
+            low = int(used @ terms.min(1)) + int(np.minimum(added, 0).sum())
+            high = int(used @ terms.max(1)) + int(np.maximum(added, 0).sum())
             if _width(stage, low, high) <= spec.accumulator_width:
                 break
             f -= 1
@@ -370,18 +378,26 @@ def _basis_numbers(stage: Stage, weights: _Weights, spec: ArraySpec) -> LayerNum
                 f"Layer {stage.name!r} leaves no bit for its coefficients in accumulators of {spec.accumulator_width} "
                 "bits (accumulator_width); choose a larger array."
             )
-        coefficients[channel] = numbers
+        coefficients[channel], residual[channel, :, : len(added)] = numbers, added
         gains.append(1 / Fraction(2) ** f)
         totals = (used @ counts).tolist()
-        constants.append(source.offset() * sum(value * total for value, total in zip(basis, totals, strict=True)))
+        constant = source.offset() * sum(value * total for value, total in zip(basis, totals, strict=True))
+        if addend and stage.addend_quantizer is not None:
+            constant += stage.addend_quantizer.offset()
+        constants.append(constant)
         lows.append(low)
         highs.append(high)
-    lines = _lines(stage, gains, constants)
-    return LayerNumbers(weights.integers, lines, lows, highs, coefficients=coefficients)
+    found = LayerNumbers(weights.integers, _lines(stage, gains, constants), lows, highs, coefficients=coefficients)
+    if shape.residual is None:
+        return found
+    unit_vectors = np.eye(channels, addend_channels, dtype=np.int64)
+    return replace(found, residual=unit_vectors, residual_coefficients=residual)
 
 
-def _powers(source: ActivationQuantizer | ImageInput) -> list[Fraction]:
-    """Value of each plane of a uniform quantizer's codes."""
+def _plane_values(source: ActivationQuantizer | ImageInput) -> list[Fraction]:
+    """Value of each plane of a quantizer's codes."""
+    if isinstance(source, BasisActivation):
+        return list(source.basis())
     return [source.step() * (1 << plane) for plane in range(source.planes)]
 
 

@@ -67,6 +67,7 @@ def lower(
         meta,
         residual_weights=_by_name(shapes, [each.residual for each in numbers]),
         coefficients=_by_name(shapes, [each.coefficients for each in numbers]),
+        residual_coefficients=_by_name(shapes, [each.residual_coefficients for each in numbers]),
     )
 
 

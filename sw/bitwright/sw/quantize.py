@@ -162,7 +162,7 @@ def quantize(model: nn.Module, recipe: Recipe) -> nn.Sequential:
         weight, inner, outer = stage.weight_quantizer, stage.input_quantizer, stage.addend_quantizer
         if stage.shortcut is None or weight is None or inner is None or outer is None:
             continue
-        # Numbers with a basis, or a scale for each block, have no common unit to add in; lowering refuses them.
+        # Numbers with a basis need no common unit to add in; lowering refuses those with a scale for each block.
         if not (
             weight.obstacle()
             or has_coefficients(weight.encoding)

@@ -13,6 +13,9 @@ and is trained with just that. In float the factor is 1. Some methods also scale
 for: quantized weights are about ``gain`` times the real ones, DoReFa's by the reciprocal of the largest. The exponent
 brings the factor nearest to that gain, within a factor of sqrt(2), so that convolution and shortcut keep their
 proportion; where all scales are powers of two and the gain is about 1, the factor is 1.
+
+Where the weights or one of the inputs have a basis (:mod:`bitwright.sw.quantizers.basis`), what a code adds is a
+fixed-point number of the hardware like all others, and the factor stays 1.
 """
 
 import math
