@@ -517,7 +517,7 @@ def test_coefficients_of_an_addend_follow_those_of_the_input():
     ]
     result = plan(shapes((3, 2, 2), layers), spec, input_bits=3)
     weights = [np.zeros((5, 3, 1, 1), int), np.zeros((6, 5, 1, 1), int), np.zeros((2, 24), int)]
-    empty = [(np.zeros((5, 7), int), np.zeros((5, 7), np.uint8)), (np.zeros((6, 1), int), np.zeros((6, 1), np.uint8))]
+    empty = [(np.zeros((5, 7), int), np.zeros(5, np.uint8)), (np.zeros((6, 1), int), np.zeros(6, np.uint8))]
     own, added = np.arange(36).reshape(6, 2, 3), -np.arange(36).reshape(6, 2, 3)
     given = {"residual_weights": {"layer1": np.zeros((6, 5), int)}, "coefficients": {"layer1": own}}
     program = result.assemble(weights, empty, np.ones(2), np.zeros(2), residual_coefficients={"layer1": added}, **given)
