@@ -10,15 +10,22 @@ from torch import nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.sw.quantizers import METHODS, ImageInput, WeightQuantizer, method
-from bitwright.sw.quantizers.base import covering_exponent, power_of_two_above
+from bitwright.sw.quantizers.base import covering_exponent, glorot, power_of_two_above
+from bitwright.sw.quantizers.binaryconnect import BinaryConnectWeight
+from bitwright.sw.quantizers.bwn import BWNWeight
 from bitwright.sw.quantizers.dorefa import DoReFaActivation, DoReFaWeight
 from bitwright.sw.quantizers.fpnn import FixedHardtanh, FixedReLU, FPNNWeight
 from bitwright.sw.quantizers.qnn import QNNWeight
 from bitwright.sw.quantizers.sign import Sign, SignWeight
+from bitwright.sw.quantizers.twn import TWNWeight
 
 torch.set_num_threads(1)
 
-WEIGHTS = [(kind, bits) for kind in (FPNNWeight, QNNWeight, SignWeight, DoReFaWeight) for bits in kind.BITS]
+WEIGHTS = [
+    (kind, bits)
+    for kind in (FPNNWeight, QNNWeight, SignWeight, BinaryConnectWeight, BWNWeight, TWNWeight, DoReFaWeight)
+    for bits in kind.BITS
+]
 ACTIVATIONS = [
     (kind, bits, exponent)
     for kind in (FixedReLU, FixedHardtanh, DoReFaActivation, Sign)
@@ -55,6 +62,9 @@ def test_weights_are_exactly_integers_times_scale(kind, bits, data):
     if codes.encoding == "signed":
         assert -(1 << (planes - 1)) <= integers.min()
         assert integers.max() < 1 << (planes - 1)
+    elif codes.encoding == "ternary":
+        assert planes == 2
+        assert integers.abs().max() <= 1
     else:
         assert codes.encoding == ("odd" if planes > 1 else "bipolar")
         assert (integers % 2 == 1).all()
@@ -96,7 +106,7 @@ def test_qnn_with_one_bit_is_the_sign():
     assert (codes.integers.tolist(), codes.encoding, codes.planes) == ([[1, 1, 1, -1]], "bipolar", 1)
 
 
-@pytest.mark.parametrize("kind", [SignWeight, DoReFaWeight, QNNWeight])
+@pytest.mark.parametrize("kind", [SignWeight, DoReFaWeight, QNNWeight, BinaryConnectWeight, BWNWeight])
 def test_the_sign_of_zero_is_plus_one(kind):
     assert kind(1).codes(torch.tensor([[0.0, -0.0, -1.0]])).integers.tolist() == [[1, 1, -1]]
 
@@ -118,6 +128,148 @@ def test_dorefa_with_one_bit_scales_by_the_mean_magnitude():
     assert DoReFaWeight(1)(weight).tolist() == [[0.75, -0.75], [0.75, 0.75]]
 
 
+# FPNN, scales of a network --------------------------------------------------------------------------------------------
+
+
+def test_one_scale_for_the_network_covers_its_greatest_weight():
+    quantizer = FPNNWeight(3, scale="network")
+    quantizer.fit(torch.tensor([0.1, -3.0]))
+    weight = torch.tensor([[0.1, 0.6, -3.0, 5.0]])
+    assert quantizer(weight).tolist() == [[0.0, 1.0, -3.0, 3.0]]  # steps of 4 / 4
+    codes = quantizer.codes(weight)
+    assert (codes.integers.tolist(), codes.scale.tolist()) == ([[0, 1, -3, 3]], [1.0])
+    fresh = FPNNWeight(3, scale="network")
+    fresh.load_state_dict(quantizer.state_dict())
+    assert torch.equal(fresh(weight), quantizer(weight))
+
+
+# BinaryConnect, BWN, TWN ----------------------------------------------------------------------------------------------
+
+
+def test_binaryconnect_draws_signs_with_the_hard_sigmoid():
+    """``P(+1) = clip((w + 1) / 2, 0, 1)``, of the authors' code with H = 1."""
+    torch.manual_seed(0)
+    quantizer = BinaryConnectWeight(stochastic=True, limit="one")
+    levels = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.3, 1.0, 1.5])
+    draws = quantizer(levels.repeat(20_000, 1))
+    assert set(draws.unique().tolist()) == {-1.0, 1.0}
+    probability = (draws > 0).double().mean(0)
+    expected = ((levels.double() + 1) / 2).clamp(0, 1)
+    assert torch.equal(probability[[0, 1, 5, 6]], expected[[0, 1, 5, 6]])
+    torch.testing.assert_close(probability, expected, rtol=0, atol=0.015)  # 4 standard deviations
+    half = BinaryConnectWeight(stochastic=True)
+    half.fit(levels / 4)  # covers 0.5
+    assert set(half(levels[None] / 4).unique().tolist()) == {-0.5, 0.5}
+
+
+def test_binaryconnect_at_test_time():
+    weight = torch.tensor([[0.3, -0.4]])
+    deterministic = BinaryConnectWeight(limit="one").eval()
+    real = BinaryConnectWeight(limit="one", stochastic=True).eval()
+    signs = BinaryConnectWeight(limit="one", stochastic=True, test="sign").eval()
+    assert deterministic(weight).tolist() == signs(weight).tolist() == [[1.0, -1.0]]
+    assert real(weight) is weight
+    assert signs.codes(weight).integers.tolist() == [[1, -1]]
+    with pytest.raises(BitwrightError, match=r"real weights at test time .* set the option test = 'sign'"):
+        real.codes(weight)
+
+
+def test_binaryconnect_scales_updates_as_the_authors_do():
+    """``W_LR_scale = 1 / sqrt(1.5 / (inputs + units))`` for H = 1, with the areas of filters in both."""
+    linear, convolution = torch.rand(30, 20) - 0.5, torch.rand(8, 4, 5, 5) - 0.5
+    assert glorot(linear) == pytest.approx(math.sqrt(1.5 / 50))
+    assert glorot(convolution) == pytest.approx(math.sqrt(1.5 / (100 + 200)))
+    assert BinaryConnectWeight(limit="one").rate_scale(linear) == pytest.approx(math.sqrt(50 / 1.5))
+    fitted = BinaryConnectWeight()
+    fitted.fit(linear)
+    assert fitted.rate_scale(linear) == pytest.approx(0.5 * math.sqrt(50 / 1.5))
+    assert QNNWeight(2).rate_scale(linear) == BWNWeight().rate_scale(linear) == 1
+
+
+def test_training_in_another_range_is_the_published_training():
+    """All numbers of H = 1/4 are those of H = 1 divided by 4: real weights, updates by Adam, quantized weights."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand(4, 6, generator=generator, dtype=torch.float64) * 2 - 1
+    first[0, 0] = 1.0
+    targets = torch.randn(20, 4, 6, generator=generator, dtype=torch.float64)
+    found = []
+    for limit, scale in (("one", 1.0), ("weights", 0.25)):
+        quantizer = BinaryConnectWeight(limit=limit)
+        weight = nn.Parameter(first * scale)
+        quantizer.fit(weight.detach())
+        optimizer = torch.optim.Adam([weight], 0.01 * quantizer.rate_scale(weight), eps=0)
+        for target in targets:
+            optimizer.zero_grad()
+            (quantizer(weight) / scale * target).sum().backward()
+            optimizer.step()
+            quantizer.constrain(weight)
+        found.append(weight.detach() / scale)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+    assert (found[0] != first).all()
+
+
+def test_bwn_scales_signs_by_the_mean_magnitude_of_each_filter():
+    weight = torch.tensor([[0.5, -1.5], [0.0, 1.0], [0.0, 0.0]])
+    codes = BWNWeight().codes(weight)
+    assert codes.scale.tolist() == [1.0, 0.5, 0.0]
+    assert BWNWeight()(weight).tolist() == [[1.0, -1.0], [0.5, 0.5], [0.0, 0.0]]
+    best = (weight - BWNWeight()(weight)).square().sum()
+    for other in (0.9, 1.1):
+        assert (weight - other * BWNWeight()(weight)).square().sum() > best
+
+
+def test_bwn_centers_over_input_channels_and_clips():
+    weight = torch.randn(3, 4, 2, 2, dtype=torch.float64) * 2
+    expected = (weight - weight.mean(1, keepdim=True)).clamp(-1, 1)
+    BWNWeight().constrain(weight)
+    torch.testing.assert_close(weight, expected, rtol=0, atol=0)
+    one = torch.tensor([[[[0.5, -3.0]]]])
+    BWNWeight().constrain(one)  # one input channel has no mean to lose
+    assert one.tolist() == [[[[0.5, -1.0]]]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gradients_of_bwn_follow_code_and_paper(channels):
+    """Filter by filter and weight by weight, as written in the authors' ``updateBinaryGradWeight``."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, channels, 2, 2, generator=generator, dtype=torch.float64)
+    weight[0, 0, 0, 0] = 1.0
+    upstream = torch.arange(1.0, weight.numel() + 1, dtype=torch.float64).reshape(weight.shape)
+    n = weight[0].numel()
+    for name in ("authors", "paper", "straight"):
+        found = gradient(BWNWeight(gradient=name), weight)
+        for index in itertools.product(*map(range, weight.shape)):
+            w, g, alpha = weight[index].item(), upstream[index].item(), weight[index[0]].abs().mean().item()
+            if name == "authors":
+                expected = g * (alpha * (abs(w) < 1) + 1 / n) * n * (1 - 1 / channels if channels > 1 else 1)
+            elif name == "paper":
+                expected = g * (1 / n + alpha * (abs(w) <= 1))
+            else:
+                expected = g
+            assert found[index].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_twn_of_a_known_tensor():
+    weight = torch.tensor([[1.0, -0.3, 0.2], [-0.5, 0.0, 0.4]], dtype=torch.float64)  # mean magnitude 0.4, delta 0.28
+    codes = TWNWeight().codes(weight)
+    assert codes.integers.tolist() == [[1, -1, 0], [-1, 0, 1]]
+    assert codes.scale.tolist() == pytest.approx([0.55, 0.55])
+    per_filter = TWNWeight(scale="filter").codes(weight)
+    spread = (weight - weight.mean()).abs().mean() * 0.7
+    assert per_filter.integers.tolist() == ((weight.abs() > spread) * weight.sign()).tolist()
+    for row, scale in zip(weight, per_filter.scale, strict=True):
+        assert scale.item() == pytest.approx(row.abs()[row.abs() > spread].mean().item())
+
+
+def test_twn_filters_without_large_weights_are_zero():
+    weight = torch.tensor([[1.0, -1.0], [0.01, 0.02]])
+    codes = TWNWeight(scale="filter").codes(weight)
+    assert (codes.integers[1].tolist(), codes.scale[1].item()) == ([0, 0], 0.0)
+
+
+# Gradients ------------------------------------------------------------------------------------------------------------
+
+
 def gradient(module, x):
     x = x.clone().requires_grad_()
     upstream = torch.arange(1.0, x.numel() + 1, dtype=x.dtype).reshape(x.shape)
@@ -130,8 +282,19 @@ UPSTREAM = torch.arange(1, 130, dtype=torch.float64).reshape(1, -1)
 
 @pytest.mark.parametrize(
     "quantizer",
-    [FPNNWeight(2), FPNNWeight(8), SignWeight(1), DoReFaWeight(1)],
-    ids=["fixed2", "fixed8", "sign", "dorefa1"],
+    [
+        FPNNWeight(2),
+        FPNNWeight(8),
+        FPNNWeight(3, scale="network"),
+        SignWeight(1),
+        DoReFaWeight(1),
+        BinaryConnectWeight(),
+        BinaryConnectWeight(stochastic=True),
+        BWNWeight(gradient="straight"),
+        TWNWeight(),
+        TWNWeight(scale="filter"),
+    ],
+    ids=lambda quantizer: repr(quantizer),
 )
 def test_gradient_passes_unchanged(quantizer):
     assert torch.equal(gradient(quantizer, RAMP), UPSTREAM)
@@ -149,6 +312,45 @@ def test_gradient_of_dorefa_weights_flows_through_tanh_and_maximum(bits):
 
     weight = torch.tensor([[0.3, -1.2], [0.7, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(gradient(DoReFaWeight(bits), weight), gradient(smooth, weight))
+    tied = torch.tensor([[0.5, -0.5], [0.1, 0.5]], dtype=torch.float64)  # three weights have the greatest magnitude
+    torch.testing.assert_close(gradient(DoReFaWeight(bits), tied), gradient(smooth, tied))
+
+
+def finite_differences(function, x, upstream, step=1e-6):
+    """Gradient of ``sum(upstream * function(x))``, from values alone."""
+    flat = x.flatten()
+    found = torch.empty_like(flat)
+    for index in range(len(flat)):
+        up, down = flat.clone(), flat.clone()
+        up[index] += step
+        down[index] -= step
+        change = function(up.reshape(x.shape)) - function(down.reshape(x.shape))
+        found[index] = (upstream * change).sum() / (2 * step)
+    return found.reshape(x.shape)
+
+
+@pytest.mark.parametrize("kind", [quantizer for quantizer, bits in WEIGHTS if bits == quantizer.BITS[0]])
+def test_gradients_of_weights_are_the_finite_differences_of_their_surrogates(kind):
+    torch.manual_seed(0)
+    weight = torch.randn(3, 4, dtype=torch.float64)
+    quantizer = kind(2 if 2 in kind.BITS else 1)
+    if isinstance(quantizer, BWNWeight):
+        quantizer.gradient = "straight"  # the other rules are no derivatives; they have their own tests
+    upstream = torch.arange(1.0, weight.numel() + 1, dtype=torch.float64).reshape(weight.shape)
+    expected = finite_differences(lambda w: quantizer.surrogate(w).detach(), weight, upstream)
+    torch.testing.assert_close(gradient(quantizer, weight), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "low", "high"),
+    [(DoReFaActivation(2), 0, 1), (Sign(), -1, 1), (FixedReLU(3), -0.125, 0.875), (FixedHardtanh(3), -1, 0.875)],
+    ids=["dorefa", "sign", "relu", "hardtanh"],
+)
+def test_gradients_of_activations_are_the_finite_differences_of_a_clip(quantizer, low, high):
+    """Of the grids the clip is that of *rounded* values: it begins half a step outside, except at a hardtanh's end."""
+    x = torch.linspace(-2, 2, 41, dtype=torch.float64) + 0.003
+    expected = finite_differences(lambda y: y.clamp(low, high), x, torch.arange(1.0, 42, dtype=torch.float64))
+    torch.testing.assert_close(gradient(quantizer, x), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "bits"), WEIGHTS)
