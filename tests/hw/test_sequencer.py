@@ -420,17 +420,21 @@ def scheduled(layer: Descriptor, lengths: Sequence[int]) -> list[Entry]:
     return entries + ([Entry(None, falls[-1] - before, 0)] if falls[-1] > before else [])
 
 
+def counted(length: int, extra: int) -> dict[str, int]:
+    """Both numbers of an entry, and what the issuer is told of them."""
+    told = {"no_word": length == 0, "one_word": length == 1, "no_extra": extra == 0, "one_extra": extra == 1}
+    return {"length": length, "extra": extra, **{name: int(value) for name, value in told.items()}}
+
+
 def entry_fields(layer: Descriptor, entry: Entry, spec: ArraySpec) -> dict[str, int]:
     """What the list holds of an entry."""
     double = int(entry.doubles > 0)
     if entry.number is None:
-        return {"length": 0, "extra": max(1, entry.doubles), "double": double}
+        return counted(0, max(1, entry.doubles)) | {"double": double}
     known = layer.passes[entry.number]
-    return {
+    return counted(entry.words, max(0, entry.doubles - 1)) | {
         "weight_offset": known.weight_offset % spec.weight_depth,
         "base": known.base,
-        "length": entry.words,
-        "extra": max(0, entry.doubles - 1),
         "double": double,
         "negate": known.negate,
         "residual": known.plane >= layer.activation_planes,
@@ -749,11 +753,10 @@ def schedules(draw: st.DrawFn, spec: ArraySpec) -> list[dict[str, int]]:
     for _ in range(draw(st.integers(0, 4))):
         doubles = draw(st.sampled_from([0, 1, 2, 5])) if entries else 0
         entries.append(
-            {
+            counted(draw(st.integers(1, 4)), max(0, doubles - 1))
+            | {
                 "weight_offset": draw(st.integers(0, spec.weight_depth - 1)),
                 "base": draw(st.integers(0, spec.window_depth - 1)),
-                "length": draw(st.integers(1, 4)),
-                "extra": max(0, doubles - 1),
                 "double": int(doubles > 0),
                 "negate": draw(st.integers(0, 1)),
                 "residual": draw(st.integers(0, 1)),
@@ -762,8 +765,8 @@ def schedules(draw: st.DrawFn, spec: ArraySpec) -> list[dict[str, int]]:
         )
     doubles = draw(st.sampled_from([0, 1, 3, DOUBLES_MAX])) if entries else 0
     if doubles or not entries:
-        zeros = dict.fromkeys(("weight_offset", "base", "length", "negate", "residual", "index"), 0)
-        entries.append({**zeros, "extra": max(1, doubles), "double": int(doubles > 0)})
+        zeros = dict.fromkeys(("weight_offset", "base", "negate", "residual", "index"), 0)
+        entries.append({**zeros, **counted(0, max(1, doubles)), "double": int(doubles > 0)})
     return entries
 
 
@@ -940,13 +943,13 @@ def test_a_start_ends_what_an_issuer_was_doing():
     dut = TileIssuer(SPEC)
     layer = header(row_tiles=2)
     known = {"valid": 1, "pool_first": 1, "pool_last": 1, "output_position": 0, "last": 1, "drain_cycles": 8}
-    entry = dict.fromkeys(("weight_offset", "base", "negate", "residual", "index", "extra", "double"), 0)
+    entry = dict.fromkeys(("weight_offset", "base", "negate", "residual", "index", "double"), 0)
 
     async def bench(ctx):
         ctx.set(dut.layer, layer)
         ctx.set(dut.group, {**known, "lengths": [0] * SPEC.derived.lists})
         ctx.set(dut.count, 1)
-        ctx.set(dut.entry, {**entry, "length": 2})
+        ctx.set(dut.entry, {**entry, **counted(2, 0)})
         for after in (1, 2, 3, 4, 5, 12):
             ctx.set(dut.start, 1)
             await ctx.tick()

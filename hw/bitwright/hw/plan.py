@@ -375,7 +375,9 @@ class Plan:
         return tiles.transpose(1, 0, 2).reshape(rows, -1)
 
 
-def plan(shapes: Sequence[LayerShape], spec: ArraySpec, *, input_bits: int, batch: int = 1) -> Plan:
+def plan(
+    shapes: Sequence[LayerShape], spec: ArraySpec, *, input_bits: int, batch: int = 1, image_bits: int | None = None
+) -> Plan:
     """Plan a network: the last layer of ``shapes`` is raw, all others are not.
 
     Parameters
@@ -385,9 +387,12 @@ def plan(shapes: Sequence[LayerShape], spec: ArraySpec, *, input_bits: int, batc
     spec
         Array.
     input_bits
-        Planes of the image codes.
+        Planes of the image codes, or of their digits.
     batch
         Images of one run.
+    image_bits
+        Bits of image codes that are split into digits of ``input_bits`` bits; the first layer then reads the digits,
+        ``ceil(image_bits / input_bits)`` times as many channels as the image has. None where they are not split.
 
     Raises
     ------
@@ -409,14 +414,22 @@ def plan(shapes: Sequence[LayerShape], spec: ArraySpec, *, input_bits: int, batc
         )
     if batch < 1:
         raise BitwrightError(f"The batch is {batch}, expected at least 1 image.")
+    if image_bits is not None:
+        digits = -(-image_bits // input_bits)
+        if not input_bits < image_bits <= 8 or shapes[0].in_shape[0] % digits:
+            raise BitwrightError(
+                f"Layer {shapes[0].name!r} reads {shapes[0].in_shape[0]} channels of an image of {image_bits} bits in "
+                f"digits of {input_bits}, expected fewer bits in a digit, at most 8 together, and all digits of each "
+                "channel."
+            )
     window = _window(shapes, spec)
     if window is None or shapes[0].kind == "linear":
-        return _Planner(shapes, spec, input_bits, batch, window).plan()
+        return _Planner(shapes, spec, input_bits, batch, window, image_bits).plan()
     try:
-        return _Planner(shapes, spec, input_bits, batch, window).plan()
+        return _Planner(shapes, spec, input_bits, batch, window, image_bits).plan()
     except BitwrightError:
         # Overlapping windows may take more memory than the image: address the convolution in place instead.
-        return _Planner(shapes, spec, input_bits, batch, None).plan()
+        return _Planner(shapes, spec, input_bits, batch, None, image_bits).plan()
 
 
 def _check_shape(shape: LayerShape, spec: ArraySpec, *, last: bool) -> None:
@@ -526,6 +539,7 @@ class _Planner:
     input_bits: int
     batch: int
     window: tuple[int, int, int, int, int, int] | None
+    image_bits: int | None
     weight_words: int = field(default=0, init=False)
     threshold_entries: int = field(default=0, init=False)
     coefficient_entries: int = field(default=0, init=False)
@@ -541,7 +555,9 @@ class _Planner:
             base=0,
             plane_stride=0,
             window=self.window,
+            image_bits=self.image_bits,
         )
+        image = replace(image, channels=channels // image.digits)
         rows, columns, stored = image.stored_shape
         regions = [_Region(0, rows, columns, stored, self.input_bits, self.batch, self.spec)]
         image = replace(image, plane_stride=regions[0].plane_stride)

@@ -44,13 +44,17 @@ class InputSpec:
     channels, height, width
         Shape of an image.
     bits
-        Planes of a code, 1..8: ``code = round(pixel * (2**bits - 1) / 255)`` for ``uint8`` pixels; never a tie.
+        Planes of what is stored, 1..8: of a code, ``round(pixel * (2**bits - 1) / 255)`` for ``uint8`` pixels (never a
+        tie), or of a digit of one.
     base, plane_stride
         Position of the first granule, of a whole word, and granules from plane to plane.
     window
         None, or (kernel height, kernel width, stride y, stride x, padding y, padding x): the host stores a whole window
         of the first layer, in the order row, column, channel, as the channels of one pixel. Few channels then do not
         waste lanes, and the first layer is a 1×1 convolution over the windows.
+    image_bits
+        None, or the bits of a code that is stored as digits of ``bits`` bits, in channels of their own: those of a
+        channel lie side by side, the least significant first.
     """
 
     channels: int
@@ -60,17 +64,24 @@ class InputSpec:
     base: int
     plane_stride: int
     window: tuple[int, int, int, int, int, int] | None = None
+    image_bits: int | None = None
+
+    @property
+    def digits(self) -> int:
+        """Digits of a code."""
+        return 1 if self.image_bits is None else -(-self.image_bits // self.bits)
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image as it is stored: of windows, where they are packed."""
+        """Height, width and channels of an image as it is stored: of digits, and of windows, where they are packed."""
+        channels = self.channels * self.digits
         if self.window is None:
-            return self.height, self.width, self.channels
+            return self.height, self.width, channels
         kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x = self.window
         return (
             (self.height + 2 * pad_y - kernel_y) // stride_y + 1,
             (self.width + 2 * pad_x - kernel_x) // stride_x + 1,
-            kernel_y * kernel_x * self.channels,
+            kernel_y * kernel_x * channels,
         )
 
     def check(self, images: Any) -> None:
@@ -103,9 +114,11 @@ class InputSpec:
             If the images are no array, are not ``uint8`` or have another shape.
         """
         self.check(images)
-        top = (1 << self.bits) - 1
-        table = ((2 * np.arange(256) * top + 255) // 510).astype(np.uint8)
-        codes = table[images].transpose(0, 2, 3, 1)
+        top = (1 << (self.image_bits or self.bits)) - 1
+        table = (2 * np.arange(256) * top + 255) // 510
+        digits = table[:, None] >> self.bits * np.arange(self.digits) & ((1 << self.bits) - 1)
+        codes = digits.astype(np.uint8)[images.transpose(0, 2, 3, 1)]
+        codes = codes.reshape(len(images), self.height, self.width, self.channels * self.digits)
         if self.window is None:
             return codes
         kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x = self.window
@@ -304,6 +317,11 @@ class Program:
             raise BitwrightError(
                 f"Program's input has {self.input.bits} bits and stores {height}×{width} pixels of {channels} "
                 f"channels, this array takes 1 to {spec.activation_planes_max} bits and at least one of each."
+            )
+        if self.input.image_bits is not None and not self.input.bits < self.input.image_bits <= 8:
+            raise BitwrightError(
+                f"Program's input stores codes of {self.input.image_bits} bits as digits of {self.input.bits}, "
+                "expected more bits than those of a digit, at most 8; compile it again."
             )
         end = self.input.base + (self.input.bits - 1) * self.input.plane_stride + size
         granules = spec.derived.granules

@@ -248,7 +248,11 @@ def schedule_layout(spec: ArraySpec) -> data.StructLayout:
             "base": derived.window_address_width,  # word of the window buffer at which the plane starts
             "length": derived.window_address_width + 1,  # words listed
             "extra": DOUBLES_WIDTH,  # operations without a word, before the words
-            "double": 1,  # those operations, and the first word's, double
+            "no_word": 1,  # what the issuer has to know of both numbers at once
+            "one_word": 1,
+            "no_extra": 1,
+            "one_extra": 1,
+            "double": 1,  # the operations without a word, and the first word's, double
             "negate": 1,
             "residual": 1,  # the words are of the residual addend: column sums do not count them
             "index": (derived.passes_max - 1).bit_length(),  # of the pass, for its coefficient
@@ -384,6 +388,12 @@ class PassScheduler(wiring.Component):
         keep = Signal()
         m.d.comb += keep.eq(length != 0)  # without skipping, too: the issuer could not end a pass over no plane
 
+        m.d.comb += [
+            write.data.no_word.eq(write.data.length == 0),
+            write.data.one_word.eq(write.data.length == 1),
+            write.data.no_extra.eq(write.data.extra == 0),
+            write.data.one_extra.eq(write.data.extra == 1),
+        ]
         with m.If(tail):  # what is left to double, or nothing at all
             m.d.comb += [
                 write.data.length.eq(0),
@@ -551,9 +561,18 @@ class TileIssuer(wiring.Component):
         count = Signal.like(self.count)
         skipped = Signal.like(self.skipped)
         number = Signal(range(derived.passes_max + 1))  # of the entry
+        following = Signal.like(self.entry_index)  # the number after it
         extra = Signal(DOUBLES_WIDTH)  # operations without a word that have been issued
         index = Signal(derived.window_address_width + 1)  # words that have been issued
+        list_address = Signal(derived.window_address_width)  # of the next word, unless it is the first
         drain_wait = Signal.like(self.group.drain_cycles)
+
+        # Whether an operation is the first or the last of something is known in the cycle before, for what follows from
+        # it has to reach memories in the same cycle. An entry comes from memory, and brings it along for its first.
+        first_entry, only_entry, last_entry = Signal(), Signal(), Signal()
+        first_extra, last_extra, extras_done = Signal(), Signal(), Signal()
+        first_word, last_word = Signal(), Signal()
+        last_tile, waiting = Signal(), Signal()
 
         # Row tile.
         tile_number = Signal(derived.tile_index_width)
@@ -564,27 +583,30 @@ class TileIssuer(wiring.Component):
         threshold_words = Signal(derived.code_width)  # of a channel
         m.d.comb += threshold_words.eq((1 << layer.output_planes) >> 1)
 
-        empty, entry_last, tile_last, group_last = Signal(), Signal(), Signal(), Signal()
+        empty, ends_extras, ends_words, entry_ends = Signal(), Signal(), Signal(), Signal()
+        tile_ends, group_ends = Signal(), Signal()
         m.d.comb += [
-            empty.eq(extra != entry.extra),
-            entry_last.eq(Mux(empty, (entry.length == 0) & (extra + 1 == entry.extra), index + 1 == entry.length)),
-            tile_last.eq(entry_last & (number + 1 == count)),
-            group_last.eq(tile_last & (tile_number == layer.row_tiles - 1)),
-            self.stalled.eq(active & tile_last & (drain_wait != 0)),
+            empty.eq(~Mux(first_extra, entry.no_extra, extras_done)),
+            ends_extras.eq(Mux(first_extra, entry.one_extra, last_extra)),
+            ends_words.eq(Mux(first_word, entry.one_word, last_word)),
+            entry_ends.eq(Mux(empty, entry.no_word & ends_extras, ends_words)),
+            tile_ends.eq(entry_ends & last_entry),
+            group_ends.eq(tile_ends & last_tile),
+            self.stalled.eq(active & tile_ends & waiting),
             operation.valid.eq(active & ~self.stalled),
-            operation.clear.eq((number == 0) & (extra == 0) & (index == 0)),
-            operation.double.eq(entry.double & (index == 0)),
+            operation.clear.eq(first_entry & first_extra & first_word),
+            operation.double.eq(entry.double & first_word),
             operation.negate.eq(entry.negate),
             operation.residual.eq(entry.residual),
             operation.empty.eq(empty),
-            operation.last.eq(tile_last),
+            operation.last.eq(tile_ends),
             operation.buffer.eq(buffer),
             operation.base.eq(entry.base),
-            operation.list_address.eq(entry.base + index),
+            operation.list_address.eq(Mux(first_word, entry.base, list_address)),
             operation.list_index.eq(index),
             operation.weight_address.eq(weight_address + entry.weight_offset),
             operation.coefficient_address.eq(coefficient_address + entry.index),
-            self.tile_skipped.eq(Mux(operation.valid & tile_last, skipped, 0)),
+            self.tile_skipped.eq(Mux(operation.valid & tile_ends, skipped, 0)),
             tile.valid.eq(group.valid),
             tile.pool_first.eq(group.pool_first),
             tile.pool_last.eq(group.pool_last),
@@ -592,34 +614,55 @@ class TileIssuer(wiring.Component):
             tile.tile.eq(tile_number),
             tile.channel.eq(channel),
             tile.threshold_address.eq(threshold_address),
-            tile.last.eq(group.last & (tile_number == layer.row_tiles - 1)),
-            self.take.eq(self.group_ready & (~active | (operation.valid & group_last))),
+            tile.last.eq(group.last & last_tile),
+            self.take.eq(self.group_ready & (~active | (operation.valid & group_ends))),
             # The entry in use stays in the memory's output register until the next one is read.
-            self.entry_read.eq(self.take | (operation.valid & entry_last)),
+            self.entry_read.eq(self.take | (operation.valid & entry_ends)),
             self.entry_buffer.eq(Mux(self.take, self.group_buffer, buffer)),
-            self.entry_index.eq(Mux(self.take | tile_last, 0, number + 1)),
+            self.entry_index.eq(Mux(self.take | tile_ends, 0, following)),
         ]
 
-        with m.If(drain_wait != 0):
-            m.d.sync += drain_wait.eq(drain_wait - 1)
+        with m.If(waiting):
+            m.d.sync += [drain_wait.eq(drain_wait - 1), waiting.eq(drain_wait != 1)]
         with m.If(operation.valid):
             with m.If(empty):
-                m.d.sync += extra.eq(extra + 1)
+                m.d.sync += [
+                    extra.eq(extra + 1),
+                    first_extra.eq(0),
+                    last_extra.eq(extra + 2 == entry.extra),
+                    extras_done.eq(ends_extras),
+                ]
             with m.Else():
-                m.d.sync += index.eq(index + 1)
-            with m.If(entry_last):
-                m.d.sync += [extra.eq(0), index.eq(0), number.eq(number + 1)]
-            with m.If(tile_last):
+                m.d.sync += [
+                    index.eq(index + 1),
+                    first_word.eq(0),
+                    last_word.eq(index + 2 == entry.length),
+                    list_address.eq(operation.list_address + 1),
+                ]
+            with m.If(entry_ends):
+                self._begin_entry(m, extra, index, first_extra, first_word)
+                m.d.sync += [
+                    number.eq(number + 1),
+                    following.eq(following + 1),
+                    first_entry.eq(0),
+                    last_entry.eq(number + 2 == count),
+                ]
+            with m.If(tile_ends):
                 m.d.sync += [
                     number.eq(0),
+                    following.eq(1),
+                    first_entry.eq(1),
+                    last_entry.eq(only_entry),
                     drain_wait.eq(group.drain_cycles - 1),
+                    waiting.eq(group.drain_cycles != 1),
                     tile_number.eq(tile_number + 1),
+                    last_tile.eq(tile_number + 2 == layer.row_tiles),
                     channel.eq(channel + spec.rows),
                     weight_address.eq(weight_address + layer.weight_tile_stride),
                     threshold_address.eq(threshold_address + threshold_words),
                     coefficient_address.eq(coefficient_address + layer.passes),
                 ]
-            with m.If(group_last):
+            with m.If(group_ends):
                 m.d.sync += active.eq(0)
 
         with m.If(self.take):
@@ -629,21 +672,29 @@ class TileIssuer(wiring.Component):
                 buffer.eq(self.group_buffer),
                 count.eq(self.count),
                 skipped.eq(self.skipped),
+                only_entry.eq(self.count == 1),
+                last_entry.eq(self.count == 1),
             ]
         with m.If(self.take | self.start):
+            self._begin_entry(m, extra, index, first_extra, first_word)
             m.d.sync += [
-                extra.eq(0),
-                index.eq(0),
                 number.eq(0),
+                following.eq(1),
+                first_entry.eq(1),
                 tile_number.eq(0),
+                last_tile.eq(layer.row_tiles == 1),
                 channel.eq(0),
                 weight_address.eq(layer.weight_base),
                 threshold_address.eq(layer.threshold_base >> 1),
                 coefficient_address.eq(layer.coefficient_base),
             ]
         with m.If(self.start):
-            m.d.sync += [active.eq(0), drain_wait.eq(0)]
+            m.d.sync += [active.eq(0), waiting.eq(0)]
         return m
+
+    @staticmethod
+    def _begin_entry(m: Module, extra: Signal, index: Signal, first_extra: Signal, first_word: Signal) -> None:
+        m.d.sync += [extra.eq(0), index.eq(0), first_extra.eq(1), first_word.eq(1)]
 
 
 class WeightStreamer(wiring.Component):
