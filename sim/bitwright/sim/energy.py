@@ -348,7 +348,7 @@ def _activity(network: Plan | Program, runs: Sequence[Execution], images: int) -
         images=images,
         cycles=sum(run.cycles for run in runs),
         image_words=math.ceil(granules / network.spec.derived.granules) * len(runs),
-        image_bits=image.channels * image.height * image.width * image.bits,
+        image_bits=image.channels * image.height * image.width * image.digits * image.bits,
         results=network.layers[-1].conv_shape[0],
         load_bits=_load_bits(network),
     )

@@ -14,7 +14,7 @@ from torch import nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec
-from bitwright.hw.plan import Plan, plan
+from bitwright.hw.plan import Plan
 from bitwright.hw.program import Program
 from bitwright.sim.backends import backend as rtl_backend
 from bitwright.sim.compare import compare
@@ -23,6 +23,7 @@ from bitwright.sim.execution import Execution
 from bitwright.sim.golden import execute
 from bitwright.sim.timeline import ACCOUNT
 from bitwright.sw import data
+from bitwright.sw.digits import plan_image
 from bitwright.sw.lowering import layer_shapes, lower
 from bitwright.sw.report import Candidate, RunReport, Step, Verification
 from bitwright.sw.runs import Run, read_json, read_lines
@@ -73,7 +74,7 @@ def best_batch(network: nn.Module, spec: ArraySpec, in_shape: tuple[int, int, in
     cycles: dict[int, float] = {}
     for batch in range(1, LARGEST_BATCH + 1):
         try:
-            planned = plan(shapes, spec, input_bits=input_bits, batch=batch)
+            planned = plan_image(shapes, spec, input_bits=input_bits, batch=batch)
         except BitwrightError:
             if batch == 1:
                 raise
@@ -353,7 +354,7 @@ def _largest_plan(network: nn.Module, spec: ArraySpec, in_shape: tuple[int, int,
     shapes, input_bits = layer_shapes(network, in_shape), _input_bits(network)
     for images in range(batch, 0, -1):
         try:
-            return plan(shapes, spec, input_bits=input_bits, batch=images)
+            return plan_image(shapes, spec, input_bits=input_bits, batch=images)
         except BitwrightError:
             continue
     return None

@@ -20,16 +20,23 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.hw.isa import ArraySpec
-from bitwright.hw.plan import LayerShape, plan
+from bitwright.hw.plan import LayerShape
 from bitwright.hw.program import Program
 from bitwright.sim.golden import network_values
+from bitwright.sw.digits import plan_image, split_weights
 from bitwright.sw.layers import Ints, Shape, input_quantizer, layer_numbers, layer_shape, layer_thresholds
 from bitwright.sw.quantizers.basis import BasisActivation
 from bitwright.sw.stages import Stage, stages
 
 
 def lower(
-    model: nn.Module, spec: ArraySpec, in_shape: Shape, *, batch: int = 1, meta: Mapping[str, Any] | None = None
+    model: nn.Module,
+    spec: ArraySpec,
+    in_shape: Shape,
+    *,
+    batch: int = 1,
+    digit_bits: int | None = None,
+    meta: Mapping[str, Any] | None = None,
 ) -> Program:
     """Compile a quantized network for an array.
 
@@ -45,6 +52,9 @@ def lower(
         (channels, height, width) of an image.
     batch
         Images of one run.
+    digit_bits
+        Bits of the digits that the image is split into (see :mod:`bitwright.sw.digits`). None splits it only where its
+        bits are more than the array's planes.
     meta
         What to note in the Program, anything that JSON holds.
 
@@ -56,11 +66,14 @@ def lower(
     network = copy.deepcopy(model).double().eval()
     shapes = layer_shapes(network, in_shape)
     parts = stages(network)
-    planned = plan(shapes, spec, input_bits=input_quantizer(parts[0]).planes, batch=batch)
+    planned = plan_image(shapes, spec, input_bits=input_quantizer(parts[0]).planes, batch=batch, digit_bits=digit_bits)
     numbers = [layer_numbers(stage, shape, spec) for stage, shape in zip(parts, shapes, strict=True)]
+    weights = [each.weights for each in numbers]
+    if planned.input.image_bits is not None:
+        weights[0] = split_weights(weights[0], shapes[0], planned.input.image_bits, planned.input.bits)
     lines = numbers[-1].lines
     return planned.assemble(
-        [each.weights for each in numbers],
+        weights,
         [layer_thresholds(stage, each) for stage, each in zip(parts[:-1], numbers, strict=False)],
         np.array([float(line.gain) for line in lines]),
         np.array([float(line.constant) for line in lines]),
