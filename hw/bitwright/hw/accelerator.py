@@ -12,7 +12,7 @@ from bitwright.hw.drain import Drain, threshold_layout, tile_layout
 from bitwright.hw.fetch import WindowLoader
 from bitwright.hw.host import HostPort, host_signature
 from bitwright.hw.isa import BUS_WIDTH, COUNTERS, FLAG_COEFFICIENTS, FLAG_OFFSET, ArraySpec
-from bitwright.hw.popcount import popcount
+from bitwright.hw.popcount import Fabric, popcount
 from bitwright.hw.sequencer import LayerSequencer, PassScheduler, TileIssuer, WeightStreamer, operation_layout
 
 PROBE_WRITES = 4
@@ -60,6 +60,8 @@ class Accelerator(wiring.Component):
     ----------
     spec
         Array parameters.
+    fabric
+        What the PEs are built for; the portable form is what Verilog is emitted of.
 
     Members
     -------
@@ -79,8 +81,9 @@ class Accelerator(wiring.Component):
     interrupt: Signal
     probe: Any
 
-    def __init__(self, spec: ArraySpec) -> None:
+    def __init__(self, spec: ArraySpec, fabric: Fabric = "portable") -> None:
         self.spec = spec
+        self.fabric: Fabric = fabric
         super().__init__(accelerator_signature(spec))
 
     def elaborate(self, platform: object) -> Module:
@@ -98,7 +101,7 @@ class Accelerator(wiring.Component):
             PassScheduler(spec),
             TileIssuer(spec),
         )
-        array, drain = PEArray(spec), Drain(spec)
+        array, drain = PEArray(spec, self.fabric), Drain(spec)
         m.submodules.sequencer = fresh(sequencer)
         m.submodules.loader = fresh(loader)
         m.submodules.scheduler = fresh(scheduler)

@@ -29,6 +29,10 @@ _SYNTHESIS: Mapping[Family, str] = {
     "ice40": "synth_ice40",
 }
 
+_COLLISIONS = "setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:TRANSPARENCY_MASK=1'0 %i"
+"""No part of the machine uses a word that it reads in the cycle in which the word is written, but for the pooling's
+carry, which forwards it: other block RAMs need no logic that settles what such a read gives."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -191,14 +195,14 @@ def synthesize(design: str, family: Family, cache: Path, arguments: Sequence[str
         If the tool is missing or fails.
     """
     command = " ".join([_SYNTHESIS[family], *arguments])
-    folder = cache / _key(version("yosys"), command, design)
+    folder = cache / _key(version("yosys"), _COLLISIONS, command, design)
     if not folder.is_dir():
         with replacing(folder) as temporary:
             temporary.mkdir()
             (temporary / "design.il").write_text(design)
             # Yosys loses track of bits if a field of a signal is named like a bit of it.
             rename = r"rename -hide w:*\[*"
-            script = f"read_rtlil design.il; {rename}; {command} -top top; write_json netlist.json"
+            script = f"read_rtlil design.il; {rename}; {_COLLISIONS}; {command} -top top; write_json netlist.json"
             run("yosys", ["-q", "-p", script], temporary)
             netlist = json.loads((temporary / "netlist.json").read_text())
             module = netlist["modules"]["top"]

@@ -241,7 +241,7 @@ def machine(name: str, part_name: str, reach: float) -> Iterator[Measurement]:
     """A whole accelerator, placed and routed, its bus and interrupt behind shift registers, its probe open."""
     spec, part = preset(name), PARTS[part_name]
     top = SerialTop(
-        Accelerator(spec),
+        Accelerator(spec, part.family),
         lambda inner: [inner.host.read_data, inner.host.read_valid, inner.interrupt, inner.weights.ready],
         lambda inner: [
             inner.host.address,
