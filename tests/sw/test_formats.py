@@ -173,6 +173,18 @@ def test_rounding_gives_the_nearest_value(ours, x):
 
 
 @with_formats
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_rounding_gives_the_values_of_the_codes(ours, dtype):
+    x = edges(ours).to(dtype)
+    x = torch.cat([x, torch.tensor([math.inf, -math.inf, 0.0, -0.0], dtype=dtype)])
+    for saturate in (True, False):
+        rounded, decoded = ours.round(x, saturate=saturate), ours.decode(ours.encode(x, saturate=saturate), dtype)
+        assert torch.equal(rounded.isnan(), decoded.isnan())
+        assert torch.equal(rounded.nan_to_num(7), decoded.nan_to_num(7))
+        assert torch.equal(rounded.signbit() | rounded.isnan(), decoded.signbit() | decoded.isnan())
+
+
+@with_formats
 def test_rounding_keeps_type_shape_and_not_a_number(ours):
     for dtype in (torch.float16, torch.float32, torch.float64):
         x = torch.tensor([[0.3, math.nan], [-math.inf, 1.0]], dtype=dtype).T
