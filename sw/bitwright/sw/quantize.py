@@ -176,10 +176,11 @@ def quantize(model: nn.Module, recipe: Recipe) -> nn.Sequential:
 
 @torch.no_grad()
 def calibrate(model: nn.Sequential, images: Tensor) -> None:
-    """Set the scales of activation quantizers that have an adjustable one, and of shortcuts, from first to last.
+    """Set the scales of quantizers that have an adjustable one, and of shortcuts, from first to last.
 
-    In evaluation mode each such quantizer gets the smallest power of two that covers 99.9 % of the non-zero outputs for
-    these images, given the quantized layers before it. All images go through the network at once.
+    In evaluation mode each activation quantizer gets what suits its outputs for these images, given the layers before
+    it, quantized: with fixed point the smallest power of two that covers 99.9 % of those that are not zero. All images
+    go through the network at once.
 
     Parameters
     ----------
@@ -197,6 +198,9 @@ def calibrate(model: nn.Sequential, images: Tensor) -> None:
     model.eval()
     values: Values = (images.to(next(model.parameters()).device),)
     for name, module in walk(model):
+        quantizer, weight = parametrized(module)
+        if quantizer is not None:
+            quantizer.calibrate(weight)
         if isinstance(module, ActivationQuantizer):
             finite = bool(values[0].isfinite().all())
             expect(finite, name, "reads values that are NaN or infinite; train with a lower learning rate")

@@ -240,7 +240,7 @@ class _Search:
         self.bits: dict[str, dict[str, int | None]] = {layer: {"input": None, "weight": None} for layer in self.layers}
         self._trace = self._earlier_trace()
         self._judged = 0  # lines of the trace passed in this process, replayed or new
-        self._scales: dict[str, Tensor] = {}  # of the quantizers of frozen layers' inputs
+        self._scales: dict[str, dict[str, Any]] = {}  # states of the quantizers of frozen layers' inputs
         self._layer_evaluations, self._whole_network_layer_evaluations = 0.0, 0
 
         count = self._settings.validation_images
@@ -279,7 +279,7 @@ class _Search:
         network = self._assembled(self.network, self.bits, index)
         source = stages(network)[index].source
         if isinstance(source, ActivationQuantizer):
-            self._scales[self.layers[index]] = source.get_extra_state()
+            self._scales[self.layers[index]] = source.state_dict()
         if index + 1 < len(self.layers):
             segment = segments(network)[index]
             self._inputs = [segment(batch) for batch in self._inputs]
@@ -380,9 +380,11 @@ class _Search:
         quantized = assemble(network, bits, self._settings)
         entering, *_ = self._calibration if isinstance(self._calibration, tuple) else (self._calibration,)
         for layer, stage in enumerate(stages(quantized)):
+            if stage.weight_quantizer is not None:
+                stage.weight_quantizer.calibrate(stage.real_weight)
             if isinstance(stage.source, ActivationQuantizer):
                 if layer < index:
-                    stage.source.set_extra_state(self._scales[stage.name])
+                    stage.source.load_state_dict(self._scales[stage.name])
                 else:
                     stage.source.fit(entering)
             if isinstance(stage.shortcut, QuantizedShortcut):
@@ -414,13 +416,14 @@ class _Search:
                 with torch.no_grad():
                     inputs = before(pixels.to(self._device))
                 descend(rest, optimizer, inputs, labels.to(self._device))
+        tuned = copy.deepcopy(self.network)
+        state = tuned.state_dict()
         trained = {
             name.replace(".parametrizations.weight.original", ".weight"): tensor
             for name, tensor in network.state_dict().items()
             if not name.endswith("_extra_state")
         }
-        tuned = copy.deepcopy(self.network)
-        tuned.load_state_dict(tuned.state_dict() | trained)
+        tuned.load_state_dict(state | {name: trained[name] for name in state.keys() & trained.keys()})
         return tuned
 
     def _validate(self, network: nn.Sequential) -> float:

@@ -175,6 +175,9 @@ class WeightQuantizer(Quantizer):
         if self.CLIP:
             weight.clamp_(-self.limit(), self.limit())
 
+    def calibrate(self, weight: Tensor) -> None:
+        """Adjust what training would have learned to real weights that were trained without this quantizer."""
+
     def rate_scale(self, weight: Tensor) -> float:
         """Give the factor by which the method multiplies every update of a real weight."""
         return 1.0

@@ -99,6 +99,10 @@ class StochasticWeight(WeightQuantizer):
         """Do as the quantizer does."""
         self.quantizer.constrain(weight)
 
+    def calibrate(self, weight: Tensor) -> None:
+        """Do as the quantizer does."""
+        self.quantizer.calibrate(weight)
+
     def rate_scale(self, weight: Tensor) -> float:
         """Give that of the quantizer."""
         return self.quantizer.rate_scale(weight)
