@@ -9,18 +9,18 @@ A quantizer of weights offers its numbers by giving :class:`BasisCodes` in place
 :class:`~bitwright.sw.quantizers.WeightCodes`, one of activations by being a :class:`BasisActivation`. The hardware
 multiplies each count of ones by the integer ``round(2**f * cw[channel, i] * ca[j])``; see :func:`fixed_point`.
 
-Bases are learned by alternating two steps, which never raise the squared error: :func:`encode` gives each number the
-nearest level, :meth:`Encoded.best_basis` solves for the best basis of these codes (QEM, section 3.2 of the paper).
+Bases are learned by alternating two steps, which never raise the squared error: :meth:`Levels.nearest` gives each
+number the nearest level, :meth:`Levels.best_basis` solves for the best basis of these codes (QEM, section 3.2 there).
 Numbers are tensors of shape (n, channels, m) there, with one basis for each channel, or one for all.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,52 +126,99 @@ def bit_values(planes: int, encoding: BasisEncoding) -> Tensor:
     return 2 * bits - 1 if encoding == "bipolar_basis" else bits
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Numbers and the levels nearest to them.
+class Moments(NamedTuple):
+    """What numbers have each level, of each channel: all that the best basis depends on.
 
     Attributes
     ----------
-    numbers
-        Shape (n, channels, m).
-    basis
-        Shape (channels, planes), or (1, planes) for all channels.
-    levels
-        Of each basis in ascending order, shape (bases, 2**planes).
-    codes
-        Of the levels, int64, of their shape.
-    bits
-        What the bits of these codes count, shape (bases, 2**planes, planes).
-    ranks
-        uint8, of the numbers' shape: which level each number has.
+    counts, sums
+        How many numbers, and their sum; float64, shape (channels, 2**planes), levels in ascending order.
     """
 
-    numbers: Tensor
+    counts: Tensor
+    sums: Tensor
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Levels of bases, one basis for each channel or one for all.
+
+    Attributes
+    ----------
+    basis
+        Shape (bases, planes).
+    encoding
+        What a bit counts.
+    values
+        Levels in ascending order, shape (bases, 2**planes).
+    codes
+        Their codes, int64, of the same shape.
+    """
+
     basis: Tensor
-    levels: Tensor
+    encoding: BasisEncoding
+    values: Tensor
     codes: Tensor
-    bits: Tensor
-    ranks: Tensor
 
-    def values(self) -> Tensor:
-        """Levels of the numbers, of their shape."""
-        return self._look_up(self.levels, self._entries())
+    @classmethod
+    @torch.no_grad()
+    def of(cls, basis: Tensor, encoding: BasisEncoding) -> "Levels":
+        """Sort the levels of a basis."""
+        counted = bit_values(basis.shape[1], encoding).to(basis)
+        # Sums, not a matrix product, which GPUs may round to fewer bits.
+        values, codes = (basis.detach()[:, None] * counted).sum(2).sort(dim=1, stable=True)
+        return cls(basis.detach(), encoding, values, codes)
 
-    def integers(self) -> Tensor:
-        """Codes of the numbers, int64, of their shape."""
-        return self._look_up(self.codes, self._entries())
+    @property
+    def halves(self) -> Tensor:
+        """Halfway between neighbouring levels, shape (bases, 2**planes - 1)."""
+        return (self.values[:, :-1] + self.values[:, 1:]) / 2
 
-    def planes(self) -> Iterator[Tensor]:
-        """What bit 0 of each number's code counts, then bit 1, and so on; each of the numbers' shape and type."""
-        entries = self._entries()
-        for plane in range(self.bits.shape[2]):
-            yield self._look_up(self.bits[:, :, plane], entries)
+    @torch.no_grad()
+    def nearest(self, numbers: Tensor) -> tuple[Tensor, Moments]:
+        """Give the level nearest to each number, halfway between two the lower one, and the moments.
 
-    def best_basis(self, importance: Tensor | None = None) -> Tensor:
-        """Basis with the least squared error for these codes.
+        ``numbers`` have shape (n, channels, m). Levels add up from steps, without a table: that takes fewer and simpler
+        passes over memory, in which numbers above a boundary are 1 in a mask.
+        """
+        found = (
+            self.values[:, :1]
+            .expand(*numbers.shape[:2], 1)
+            .expand_as(numbers)
+            .clone(memory_format=torch.preserve_format)
+        )
+        mask = torch.empty_like(numbers)
+        everything = torch.full_like(numbers[0, :, 0], numbers.shape[0] * numbers.shape[2], dtype=torch.float64)
+        counts, sums = [everything], [_channel_sums(numbers)]
+        steps = self.values.diff(dim=1)
+        for half, step in zip(self.halves[..., None].unbind(1), steps[..., None].unbind(1), strict=True):
+            torch.gt(numbers, half, out=mask)
+            found.addcmul_(mask, step)
+            counts.append(_channel_sums(mask))
+            sums.append(_channel_sums(mask.mul_(numbers)))
+        return found, Moments(_between(counts), _between(sums))
+
+    @torch.no_grad()
+    def integers(self, numbers: Tensor) -> Tensor:
+        """Give the codes of the levels that :meth:`nearest` gives, int64, of the numbers' shape."""
+        ranks = torch.zeros(numbers.shape, dtype=torch.int64, device=numbers.device)
+        for half in self.halves[..., None].unbind(1):
+            ranks += numbers > half
+        codes = self.codes.expand(numbers.shape[1], -1)
+        return (
+            codes.gather(1, ranks.movedim(1, 0).reshape(len(codes), -1))
+            .reshape(numbers.shape[1], numbers.shape[0], -1)
+            .movedim(0, 1)
+        )
+
+    @torch.no_grad()
+    def best_basis(self, moments: Moments, importance: Tensor | None = None) -> Tensor:
+        """Basis with the least squared error for the codes that numbers have.
 
         Parameters
         ----------
+        moments
+            From :meth:`nearest`.
         importance
             What the squared error of a channel counts, shape (channels,), for a basis that all share; 1 if not given.
 
@@ -180,54 +227,28 @@ class Encoded:
         basis
             float64, of the basis's shape. What no code determines stays as it was, by :data:`REGULARIZATION`.
         """
-        counts = [(self.ranks == rank).view(torch.uint8).sum((0, 2), dtype=torch.int32) for rank in
-                  range(self.levels.shape[1])]  # fmt: skip
-        products = [plane.mul_(self.numbers).sum((0, 2)) for plane in self.planes()]
-        counted, moments = torch.stack(counts, 1).double(), torch.stack(products, 1).double()
+        counts, sums = moments
         if len(self.basis) == 1:
             if importance is not None:
-                counted, moments = counted * importance[:, None], moments * importance[:, None]
-            counted, moments = counted.sum(0, keepdim=True), moments.sum(0, keepdim=True)
-        bits, before = self.bits.double(), self.basis.double()
-        squares = (counted[..., None] * bits).mT @ bits
-        squares = squares + REGULARIZATION * torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device)
-        moments = moments + REGULARIZATION * before
-        return torch.linalg.solve_ex(squares, moments[..., None])[0][..., 0]  # never singular, so no check
-
-    def _entries(self) -> Tensor:
-        """Where each number is in a table of all levels, one basis after the other."""
-        entries = self.ranks.int()
-        if len(self.levels) > 1:
-            bases, levels = self.levels.shape
-            entries += torch.arange(0, bases * levels, levels, dtype=torch.int32, device=entries.device)[:, None]
-        return entries.reshape(-1)
-
-    def _look_up(self, table: Tensor, entries: Tensor) -> Tensor:
-        return table.reshape(-1).index_select(0, entries).reshape(self.ranks.shape)
+                counts, sums = counts * importance[:, None], sums * importance[:, None]
+            counts, sums = counts.sum(0, keepdim=True), sums.sum(0, keepdim=True)
+        bits = bit_values(self.basis.shape[1], self.encoding).to(counts.device)[self.codes]
+        squares = (bits * counts[..., None]).mT @ bits
+        products = (bits * sums[..., None]).sum(1)
+        squares += REGULARIZATION * torch.eye(squares.shape[1], dtype=squares.dtype, device=squares.device)
+        products += REGULARIZATION * self.basis.double()
+        return torch.linalg.solve_ex(squares, products[..., None])[0][..., 0]  # never singular, so no check
 
 
-@torch.no_grad()
-def encode(numbers: Tensor, basis: Tensor, encoding: BasisEncoding) -> Encoded:
-    """Give each number the nearest level, halfway between two the lower one.
+def _channel_sums(numbers: Tensor) -> Tensor:
+    """Sums of (n, channels, m), float64; short ones in the numbers' own type, which counts up to 2**24 exactly."""
+    return numbers.sum(2).double().sum(0)
 
-    Parameters
-    ----------
-    numbers
-        Shape (n, channels, m).
-    basis
-        Shape (channels, planes), or (1, planes) for one basis of all channels; of the numbers' type.
-    encoding
-        What a bit counts.
-    """
-    numbers = numbers.detach()
-    counted = bit_values(basis.shape[1], encoding).to(basis)
-    # Sums, not a matrix product, which GPUs may round to fewer bits.
-    levels, codes = (basis[:, None] * counted).sum(2).sort(dim=1, stable=True)
-    halves = (levels[:, :-1] + levels[:, 1:]) / 2
-    ranks = torch.zeros(numbers.shape, dtype=torch.uint8, device=numbers.device)
-    for half in halves.unbind(1):  # faster than a search as long as there are few
-        ranks += (numbers > half[:, None]).view(torch.uint8)
-    return Encoded(numbers, basis, levels, codes, counted[codes], ranks)
+
+def _between(above: list[Tensor]) -> Tensor:
+    """From sums over all numbers from each level on, those over the numbers of each level."""
+    stacked = torch.stack(above, 1)
+    return torch.cat([stacked[:, :-1] - stacked[:, 1:], stacked[:, -1:]], 1)
 
 
 @torch.no_grad()
@@ -258,8 +279,9 @@ def fit_basis(
     reach = 2 * flat[0].abs().mean(1, keepdim=True) / ((1 << planes) - 1)
     basis = reach * 2.0 ** torch.arange(planes, device=flat.device)
     for _ in range(iterations):
-        basis = encode(flat, basis, encoding).best_basis()
-    return BasisCodes(encode(flat, basis, encoding).integers().reshape(weight.shape), basis, encoding)
+        levels = Levels.of(basis, encoding)
+        basis = levels.best_basis(levels.nearest(flat)[1])
+    return BasisCodes(Levels.of(basis, encoding).integers(flat).reshape(weight.shape), basis, encoding)
 
 
 def expect_finite(numbers: Tensor) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.sw.quantizers.base import WeightQuantizer
-from bitwright.sw.quantizers.basis import BasisCodes, BasisEncoding, encode, expect_finite, fit_basis
+from bitwright.sw.quantizers.basis import BasisCodes, BasisEncoding, Levels, expect_finite, fit_basis
 from bitwright.sw.quantizers.lqnets import FITTING_STEPS, LQNetsActivation
 from bitwright.sw.quantizers.registry import Method
 
@@ -77,9 +77,8 @@ class DirectWeight(WeightQuantizer):
     def constrain(self, weight: Tensor) -> None:
         """Take an update of basis and weights over: move the weights with their levels, then choose codes anew."""
         weight += _look_up(self.coefficients - self.anchor, self.integers)
-        rows = weight.reshape(1, len(weight), -1)
-        codes = encode(rows, self.coefficients, self.encoding).integers()
-        self.integers.copy_(codes.reshape(weight.shape))
+        levels = Levels.of(self.coefficients, self.encoding)
+        self.integers.copy_(levels.integers(weight.reshape(1, len(weight), -1)).reshape(weight.shape))
         self.anchor.copy_(self.coefficients)
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -23,8 +23,7 @@ from bitwright.sw.quantizers.basis import (
     BasisActivation,
     BasisCodes,
     BasisEncoding,
-    Encoded,
-    encode,
+    Levels,
     expect_finite,
     fit_basis,
 )
@@ -109,21 +108,18 @@ class LQNetsWeight(MovingBasis, WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Give the nearest levels; in training, move the basis for the next step."""
-        encoded = self._encoded(weight)
-        values = encoded.values().reshape(weight.shape)
+        levels = Levels.of(self.coefficients, self.encoding)
+        values, moments = levels.nearest(_rows(weight.detach()))
         if self.training:
-            self.move(encoded.best_basis())
-        return StraightThrough.apply(weight, values, None)
+            self.move(levels.best_basis(moments))
+        return StraightThrough.apply(weight, values.reshape(weight.shape), None)
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Any:
         """Codes and bases of a real weight, as :class:`~bitwright.sw.quantizers.basis.BasisCodes`."""
         expect_finite(weight)
-        integers = self._encoded(weight).integers().reshape(weight.shape)
-        return BasisCodes(integers, self.coefficients.double(), self.encoding)
-
-    def _encoded(self, weight: Tensor) -> Encoded:
-        return encode(weight.reshape(1, len(weight), -1), self.coefficients, self.encoding)
+        integers = Levels.of(self.coefficients, self.encoding).integers(_rows(weight))
+        return BasisCodes(integers.reshape(weight.shape), self.coefficients.double(), self.encoding)
 
 
 class LQNetsActivation(MovingBasis, BasisActivation):
@@ -143,16 +139,17 @@ class LQNetsActivation(MovingBasis, BasisActivation):
 
     def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give codes, and where the gradient passes."""
-        encoded = self._encoded(x)
-        return encoded.integers().reshape(x.shape).to(x.dtype), (x > 0) & (x < encoded.levels[0, -1])
+        levels = self.levels_now()
+        integers = levels.integers(_channels(x.relu())).reshape(x.shape)
+        return integers.to(x.dtype), (x > 0) & (x < levels.values[0, -1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the nearest levels; in training, move the basis for the next step."""
-        encoded = self._encoded(x)
-        values = encoded.values().reshape(x.shape)
+        levels, numbers = self.levels_now(), _channels(x.detach().relu())
+        values, moments = levels.nearest(numbers)
         if self.training:
-            self.move(encoded.best_basis(self.importance(encoded.numbers)))
-        return _Clipped.apply(x, values, encoded.levels[0, -1])
+            self.move(levels.best_basis(moments, self.importance(numbers)))
+        return _Clipped.apply(x, values.reshape(x.shape), levels.values[0, -1])
 
     def importance(self, numbers: Tensor) -> Tensor | None:
         """Give what the squared error of each channel counts; None where all count the same.
@@ -175,15 +172,16 @@ class LQNetsActivation(MovingBasis, BasisActivation):
         deviation = (2 * positive.square().mean()).sqrt()  # that of a normal distribution with the same positive half
         least = 2 * QUARTILE / ((1 << self.bits) - 1)
         self.coefficients = deviation.to(self.coefficients) * _powers_of_two(least, self.coefficients, self.bits)
+        numbers = _channels(positive)
         for _ in range(FITTING_STEPS):
-            encoded = self._encoded(positive)
-            best = encoded.best_basis(self.importance(encoded.numbers))
+            levels = self.levels_now()
+            best = levels.best_basis(levels.nearest(numbers)[1], self.importance(numbers))
             self.coefficients = best.to(self.coefficients)
         self.steps = 0
 
-    def _encoded(self, x: Tensor) -> Encoded:
-        numbers = x.detach().relu()
-        return encode(numbers.reshape(len(x), x.shape[1], -1), self.coefficients, "basis")
+    def levels_now(self) -> Levels:
+        """Levels of the current basis."""
+        return Levels.of(self.coefficients, "basis")
 
 
 class _Clipped(torch.autograd.Function):
@@ -201,6 +199,16 @@ class _Clipped(torch.autograd.Function):
         x, greatest = ctx.saved_tensors
         ratio = x / greatest.clamp_min(torch.finfo(x.dtype).tiny)
         return torch.ops.aten.hardtanh_backward(gradients[0], ratio, 0.0, 1.0), None, None
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """Weights as :class:`Levels` takes numbers, with a basis for each output channel."""
+    return weight.reshape(1, len(weight), -1)
+
+
+def _channels(x: Tensor) -> Tensor:
+    """Activations as :class:`Levels` takes numbers."""
+    return x.reshape(len(x), x.shape[1], -1)
 
 
 def _powers_of_two(least: float, like: Tensor, planes: int) -> Tensor:
