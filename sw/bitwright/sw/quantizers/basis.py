@@ -181,21 +181,15 @@ class Levels:
         ``numbers`` have shape (n, channels, m). Levels add up from steps, without a table: that takes fewer and simpler
         passes over memory, in which numbers above a boundary are 1 in a mask.
         """
-        found = (
-            self.values[:, :1]
-            .expand(*numbers.shape[:2], 1)
-            .expand_as(numbers)
-            .clone(memory_format=torch.preserve_format)
-        )
-        mask = torch.empty_like(numbers)
-        everything = torch.full_like(numbers[0, :, 0], numbers.shape[0] * numbers.shape[2], dtype=torch.float64)
-        counts, sums = [everything], [_channel_sums(numbers)]
+        found, mask = torch.empty_like(numbers).copy_(self.values[:, :1]), torch.empty_like(numbers)
+        sums = [channel_sums(numbers)]
+        counts = [torch.full_like(sums[0], numbers.shape[0] * numbers.shape[2])]
         steps = self.values.diff(dim=1)
         for half, step in zip(self.halves[..., None].unbind(1), steps[..., None].unbind(1), strict=True):
             torch.gt(numbers, half, out=mask)
             found.addcmul_(mask, step)
-            counts.append(_channel_sums(mask))
-            sums.append(_channel_sums(mask.mul_(numbers)))
+            counts.append(channel_sums(mask))
+            sums.append(channel_sums(mask.mul_(numbers)))
         return found, Moments(_between(counts), _between(sums))
 
     @torch.no_grad()
@@ -204,12 +198,7 @@ class Levels:
         ranks = torch.zeros(numbers.shape, dtype=torch.int64, device=numbers.device)
         for half in self.halves[..., None].unbind(1):
             ranks += numbers > half
-        codes = self.codes.expand(numbers.shape[1], -1)
-        return (
-            codes.gather(1, ranks.movedim(1, 0).reshape(len(codes), -1))
-            .reshape(numbers.shape[1], numbers.shape[0], -1)
-            .movedim(0, 1)
-        )
+        return torch.take_along_dim(self.codes[None], ranks, 2)
 
     @torch.no_grad()
     def best_basis(self, moments: Moments, importance: Tensor | None = None) -> Tensor:
@@ -240,7 +229,7 @@ class Levels:
         return torch.linalg.solve_ex(squares, products[..., None])[0][..., 0]  # never singular, so no check
 
 
-def _channel_sums(numbers: Tensor) -> Tensor:
+def channel_sums(numbers: Tensor) -> Tensor:
     """Sums of (n, channels, m), float64; short ones in the numbers' own type, which counts up to 2**24 exactly."""
     return numbers.sum(2).double().sum(0)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.sw.quantizers.base import WeightQuantizer
-from bitwright.sw.quantizers.basis import BasisCodes, BasisEncoding, Levels, expect_finite, fit_basis
+from bitwright.sw.quantizers.basis import BasisCodes, BasisEncoding, Levels, channel_sums, expect_finite, fit_basis
 from bitwright.sw.quantizers.lqnets import FITTING_STEPS, LQNetsActivation
 from bitwright.sw.quantizers.registry import Method
 
@@ -98,7 +98,9 @@ class DirectActivation(LQNetsActivation):
 
     def importance(self, numbers: Tensor) -> Tensor:
         """Give the reciprocal of each channel's variance, relative to the greatest."""
-        reciprocals = 1 / (numbers.var((0, 2), correction=0).double() + LEAST_VARIANCE)
+        count = numbers.shape[0] * numbers.shape[2]
+        variances = channel_sums(numbers.square()) / count - (channel_sums(numbers) / count).square()
+        reciprocals = 1 / (variances.clamp_min(0) + LEAST_VARIANCE)
         return reciprocals / reciprocals.max()
 
 
