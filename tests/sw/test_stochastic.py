@@ -137,7 +137,7 @@ def test_the_released_code_and_the_paper_are_two_distributions():
         wrapped = StochasticWeight(BWNWeight(), selection=selection)
         wrapped.ratio = 1 / 3
         often = sum(int(wrapped.draw(real, quantized)[2]) for _ in range(4000)) / 4000
-        assert often == pytest.approx(expected, abs=0.018)
+        assert often == pytest.approx(expected, abs=0.021)  # less than half the difference
 
 
 # The quantizer --------------------------------------------------------------------------------------------------------

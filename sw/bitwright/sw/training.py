@@ -151,7 +151,7 @@ def train(
         model = initial_model(config, images).to(device)
         _check_batches(model, images, settings)
         run = Run.create(folder, config)
-        optimizer = _optimizer(model, settings)
+        optimizer = make_optimizer(model, settings)
         history = _resume(run, model, optimizer)
         run.record(seed=settings.seed, device=str(device), threads=torch.get_num_threads(), data=images.describe())
         steps = max(1, len(images.train_labels) // settings.batch_size)
@@ -377,7 +377,8 @@ def stopping(what: str) -> Iterator[None]:
         ) from None
 
 
-def _optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+    """Make the optimizer of a training; methods that scale their updates get groups of their own."""
     parameters, decay = _parameter_groups(model), settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, settings.learning_rate, momentum=settings.momentum, weight_decay=decay)

@@ -91,9 +91,11 @@ class Quantizer(nn.Module):
     def __init__(self, bits: int) -> None:
         super().__init__()
         if not isinstance(bits, int) or isinstance(bits, bool) or bits not in self.BITS:
-            expected = f"{self.BITS[0]} to {self.BITS[-1]} bits" if len(self.BITS) > 1 else "1 bit"
+            listed = " or ".join(map(str, self.BITS))
+            expected = f"{self.BITS[0]} to {self.BITS[-1]}" if len(self.BITS) > 2 else listed
+            unit = "bit" if expected == "1" else "bits"
             hint = "; for 1 bit use the method 'sign'" if bits == 1 else ""
-            raise BitwrightError(f"{type(self).__name__} takes {expected}, found {bits!r}{hint}.")
+            raise BitwrightError(f"{type(self).__name__} takes {expected} {unit}, found {bits!r}{hint}.")
         self.bits = bits
 
     def extra_repr(self) -> str:
