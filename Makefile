@@ -7,7 +7,7 @@ EXTRAS := verify,report,download
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test test-all bench bench-area lint docs clean
+.PHONY: help setup demo test test-all bench bench-area results lint docs clean
 
 help:
 	@echo "make demo      set-up, then the whole pipeline on real images: build/demo/report.html, build/demo/summary.json"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all  all tests, with the slow proofs"
 	@echo "make bench     speed of simulation, models and training: build/bench.json, docs/performance.md"
 	@echo "make bench-area  synthesis, place and route: build/bench-area.json, docs/area.md"
+	@echo "make results   trains what docs/results.md compares, for hours; may be stopped and given again"
 	@echo "make lint      ruff and pyright"
 	@echo "make docs      build/docs/index.html; warnings are errors"
 	@echo "make clean     delete build/ and $(VENV)/"
@@ -55,6 +56,9 @@ bench: $(VENV)/.ready
 
 bench-area: $(VENV)/.ready-synth
 	$(BIN)/python -m bitwright.sw.bench_area
+
+results: $(VENV)/.ready
+	$(BIN)/python -m bitwright.sw.results
 
 lint: $(VENV)/.ready-lint
 	$(BIN)/ruff check

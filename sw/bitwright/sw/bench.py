@@ -343,7 +343,7 @@ def demo_steps(summary: Path) -> Iterator[Measurement]:
 def page(measurements: Sequence[Measurement]) -> str:
     """Markdown of the generated part of the performance page."""
     lines = [
-        f"Python {platform.python_version()}, PyTorch {torch.__version__}, {os.cpu_count()} cores, {_processor()}.",
+        machine_line(),
         "",
         "| what | value | unit | to reach | met |",
         "|---|--:|---|---|---|",
@@ -352,6 +352,11 @@ def page(measurements: Sequence[Measurement]) -> str:
         met = "" if each.met is None else "yes" if each.met else "**no**"
         lines.append(f"| {each.name} | {shown(each.value)} | {each.unit} | {each.reach or ''} | {met} |")
     return "\n".join(lines)
+
+
+def machine_line() -> str:
+    """Where something was measured."""
+    return f"Python {platform.python_version()}, PyTorch {torch.__version__}, {os.cpu_count()} cores, {_processor()}."
 
 
 def _processor() -> str:

@@ -42,6 +42,8 @@ class DataConfig(_Section):
         Name of a data set.
     validation
         Share of the training images kept aside; best checkpoint and bits are chosen on it, never on the test set.
+    images
+        Train on so many images only; absent: on all that validation leaves.
     shift
         Augmentation: each training image moves by up to so many pixels on each axis; the border is repeated.
     flip
@@ -50,6 +52,7 @@ class DataConfig(_Section):
 
     name: Text
     validation: Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1, exclusive")] = 0.1
+    images: Count | None = None
     shift: Annotated[int, Field(ge=0, le=16, description="an integer from 0 to 16, in pixels")] = 0
     flip: Switch = False
 

@@ -69,8 +69,11 @@ class Images:
                 f"data.validation is {config.validation}, which is {aside} of {len(order)} training images; "
                 "choose a share that leaves some on both sides."
             )
+        left = len(order) - aside
+        if config.images is not None and config.images > left:
+            raise BitwrightError(f"data.images is {config.images}, expected at most the {left} that are left to train.")
         pixels, labels = torch.tensor(source.train_images), torch.tensor(source.train_labels)
-        validation, train = torch.from_numpy(order[:aside]), torch.from_numpy(order[aside:])
+        validation, train = torch.from_numpy(order[:aside]), torch.from_numpy(order[aside:][: config.images])
         return cls(
             source=source,
             train_pixels=pixels[train],
