@@ -160,6 +160,7 @@ def test_any_method_is_quantized_in_part_in_training_and_whole_in_evaluation(nam
         share = kept.flatten(1).all(1) if granularity == "filter" else kept
         assert share.double().mean().item() >= 1 - expected
         assert share.double().mean().item() < 1 - expected + 0.1
+    wrapped.ratio = 0.5
     assert not torch.equal(wrapped(weight), wrapped(weight))  # redrawn
     wrapped.ratio = 1.0
     wrapped.eval()
