@@ -41,7 +41,7 @@ FITTED_NUMBERS = 1 << 20
 FITTING_STEPS = 20
 """How often calibration encodes and solves."""
 
-BELOW_ALL = Fraction(-2) ** 1024
+BELOW_ALL = -(Fraction(2) ** 1024)
 """A boundary that every float is above."""
 
 
