@@ -132,7 +132,7 @@ name = "digits"
 name = "mlp"
 options = {{ hidden = [8] }}
 [train]
-epochs = 3
+epochs = 2
 batch_size = 200
 learning_rate = 2e-2
 threads = 1
@@ -376,7 +376,7 @@ def test_training_resumes_and_repeats_bit_for_bit(name, tmp_path, monkeypatch):
     def interrupted(*arguments):
         nonlocal steps
         steps += 1
-        if steps == 16:
+        if steps == 9:
             raise KeyboardInterrupt
         return descend(*arguments)
 
