@@ -72,7 +72,7 @@ def test_mistakes_are_named_in_one_sentence(text, sentence):
 
 
 def test_unknown_key_without_a_near_one_lists_the_known():
-    with pytest.raises(BitwrightError, match=r"which knows name, validation, shift, flip; remove it"):
+    with pytest.raises(BitwrightError, match=r"which knows name, validation, images, shift, flip; remove it"):
         parse_config(BASE.replace('name = "digits"', 'name = "digits"\nxyzzy = 1'))
 
 
