@@ -318,8 +318,6 @@ def test_passes_are_all_pairs_of_planes(network):
             for i, (significance, negate) in enumerate(planes)
             for j in range(layer.activation_planes)
         }
-        if layer.flags & isa.FLAG_COEFFICIENTS:
-            expected = dict.fromkeys(expected, 1)
         if shape.residual is not None:
             addend = isa.weight_planes(shape.residual.weight_encoding, shape.residual.weight_bits)
             expected |= {
@@ -328,6 +326,8 @@ def test_passes_are_all_pairs_of_planes(network):
                 for i, (significance, negate) in enumerate(addend)
                 for j in range(layer.residual_planes)
             }
+        if layer.flags & isa.FLAG_COEFFICIENTS:  # which say how much a pass counts; its sign stays
+            expected = {place: 1 if scale > 0 else -1 for place, scale in expected.items()}
         scales = isa.pass_coefficients(layer.passes)
         found = {(entry.weight_offset, entry.plane): scale for entry, scale in zip(layer.passes, scales, strict=True)}
         assert found == expected

@@ -236,7 +236,8 @@ class Plan:
             For each layer, by name, of a ``basis`` encoding: integers that fit ``coefficient_bits``, shape (out
             channels, weight planes, activation planes).
         residual_coefficients
-            For those of them, by name, with a residual addend: shape (out channels, planes of its weights, its planes).
+            For those of them, by name, with a residual addend: shape (out channels, planes of its weights, its planes);
+            what a plane of negative weights counts is subtracted.
         """
         spec = self.spec
         weight_memory = np.zeros((spec.rows, self.weight_words, spec.lanes // 8), np.uint8)
