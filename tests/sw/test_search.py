@@ -12,6 +12,7 @@ from bitwright.sw import models
 from bitwright.sw import search as search_module
 from bitwright.sw.config import SearchConfig, dump_config, parse_config
 from bitwright.sw.quantize import Recipe, bit_assignment, calibrate, quantize
+from bitwright.sw.quantizers import METHODS
 from bitwright.sw.residual import Residual, Shortcut
 from bitwright.sw.runs import Run, read_lines
 from bitwright.sw.search import assemble, fewest_bits, load_quantized, search, segments
@@ -173,6 +174,25 @@ def test_fine_tuning_recovers_candidates_and_keeps_frozen_layers(run):
     assert [path.stem for path in (folder / "checkpoints").glob("search-*")] == [recovered[-1]["weights"]]
     images = Images.load(Run(folder).config.data)
     assert evaluate(load_quantized(folder), images.test_pixels, images.test_labels) == result.test_accuracy
+
+
+def test_fine_tuning_scales_updates_as_the_method_does(run):
+    """The first step of Adam has the size of the learning rate, times the factor of the method."""
+    rate = 1e-4
+    folder = run(weights="binaryconnect", fine_tune_epochs=1, fine_tune_learning_rate=rate)
+    config = Run(folder).config
+    whole = config.train.model_copy(update={"batch_size": 2000})  # so that there is one step
+    (folder / "config.toml").write_text(dump_config(config.model_copy(update={"train": whole})))
+    state = search_module._Search(Run(folder), Images.load(config.data))
+    before = dict(state.network.named_parameters())
+    tuned = dict(state._tuned(0, state.bits | {"conv1": {"input": None, "weight": 1}}).named_parameters())
+    moved = {name: float((tuned[name] - before[name]).detach().abs().max()) / rate for name in before}
+    weight = before["conv1.weight"].detach()
+    quantizer = METHODS["binaryconnect"].quantize_weights(1)
+    quantizer.fit(weight)
+    assert quantizer.rate_scale(weight) > 2
+    assert moved["conv1.weight"] == pytest.approx(quantizer.rate_scale(weight), rel=0.01)
+    assert moved["conv2.weight"] == moved["bn1.bias"] == pytest.approx(1, rel=0.01)
 
 
 def test_a_target_out_of_reach_keeps_the_most_bits_and_says_so(run):

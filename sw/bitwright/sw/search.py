@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.sw.config import SearchConfig
+from bitwright.sw.config import SearchConfig, TrainConfig
 from bitwright.sw.quantize import Recipe, calibrate, quantize
 from bitwright.sw.quantizers import ActivationQuantizer, method
 from bitwright.sw.residual import QuantizedShortcut, Residual
@@ -38,10 +38,12 @@ from bitwright.sw.training import (
     descend,
     evaluate,
     load_model,
+    make_optimizer,
     pick_device,
     progress_bar,
     repeatable,
     seed_everything,
+    set_learning_rate,
     stopping,
 )
 
@@ -408,9 +410,11 @@ class _Search:
         network = self._assembled(self.network, candidate, index)
         parts = segments(network)
         before, rest = nn.Sequential(*parts[:index]).eval(), nn.Sequential(*parts[index:]).train()
-        optimizer = torch.optim.Adam(rest.parameters(), self._settings.fine_tune_learning_rate)
+        epochs, rate = self._settings.fine_tune_epochs, self._settings.fine_tune_learning_rate
+        optimizer = make_optimizer(rest, TrainConfig(epochs=epochs, learning_rate=rate))
+        set_learning_rate(optimizer, rate)
         train = self._run.config.train
-        for epoch in range(self._settings.fine_tune_epochs):
+        for epoch in range(epochs):
             generator = seed_everything(train.seed, 1_000_000 * (self._judged + 1) + epoch)  # apart from training's
             for pixels, labels in batches(self._images, train.batch_size, self._run.config.data, generator):
                 with torch.no_grad():
