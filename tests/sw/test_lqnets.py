@@ -17,7 +17,7 @@ from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec
 from bitwright.sw.lowering import lower, verify
 from bitwright.sw.models import build
-from bitwright.sw.quantize import Recipe, calibrate, quantize
+from bitwright.sw.quantize import Recipe, calibrate, quantize, summary
 from bitwright.sw.quantizers import method
 from bitwright.sw.quantizers.basis import BasisEncoding, Levels
 from bitwright.sw.quantizers.lqnets import BELOW_ALL, LQNetsActivation, LQNetsWeight
@@ -246,7 +246,9 @@ def test_only_training_moves_the_basis():
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.eval()(images)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    network.train()(images)
+    summary(network.train())
+    assert [each.steps for each in quantizers] == [0] * 5
+    network(images)
     assert [each.steps for each in quantizers] == [1] * 5
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name for name in before if name.endswith("coefficients")} <= changed

@@ -4,6 +4,7 @@ import torch
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec
 from bitwright.sw import data, models
+from bitwright.sw.lowering import lower, verify
 from bitwright.sw.quantize import Recipe, quantize
 from bitwright.sw.training import descend
 from bitwright.sw.wordlength import measure_word_lengths
@@ -50,6 +51,9 @@ def test_wide_coefficients_are_as_good_as_the_network(method):
     rates = [each.mismatch_rate for each in rounded]
     assert rates[0] > rates[1] > rates[2]
     assert rates[2] < 1e-3
+    compared = verify(network, lower(network, SPEC, (1, 8, 8)), digits.test_images)
+    assert compared.activations["fc1"] == len(digits.test_images)  # classes: all outputs are rounded
+    assert compared.mismatches["fc1"] == round((1 - rounded[2].agreement) * len(digits.test_images))
     assert rounded[1].accuracy > exact.accuracy - 0.02
     assert rounded[2].agreement > 0.99
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bitwright.hw.isa import ArraySpec
+from bitwright.hw.isa import ArraySpec, has_coefficients
 from bitwright.hw.plan import LayerShape
 from bitwright.hw.program import Program
 from bitwright.sim.golden import network_values
@@ -119,7 +119,8 @@ class Verification:
     images
         Images compared.
     activations, mismatches
-        Activations compared and those that differ, by layer; for the last layer outputs.
+        Activations compared and those that differ, by layer; for the last layer outputs, or, where it has a basis and
+        all outputs are rounded, the classes of the images.
     """
 
     images: int
@@ -174,7 +175,9 @@ def verify(
         # Outputs are floats: the accumulator is right if no other one would be as near.
         margin = np.where(program.output_scale == 0, 1e-9, np.abs(program.output_scale) / 2)
         wrong = np.abs(program.logits(results) - outputs) > margin
-        compared[names[-1]] += outputs.size
+        if has_coefficients(program.layers[-1].weight_encoding):
+            wrong = program.logits(results).argmax(1) != outputs.argmax(1)
+        compared[names[-1]] += wrong.size
         mismatches[names[-1]] += int(np.count_nonzero(wrong))
         progress(len(part))
     return Verification(len(images), compared, mismatches)

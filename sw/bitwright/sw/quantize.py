@@ -269,12 +269,12 @@ def summary(model: nn.Module) -> str:
     ]
     for stage, bits in zip(stages(model), bit_assignment(model), strict=True):
         kind = "conv" if isinstance(stage.layer, nn.Conv2d) else "linear" if stage.weighted else "average"
-        size = stage.weight.numel() * (bits["weight_planes"] or torch.finfo(stage.weight.dtype).bits)
+        size = stage.real_weight.numel() * (bits["weight_planes"] or torch.finfo(stage.real_weight.dtype).bits)
         cells = [bits[key] for key in ("weight_bits", "encoding", "input_bits", "input_planes")]
         shown = ["float" if cell is None else str(cell) for cell in cells]
         if not stage.weighted:
             shown[:2] = "none", "none"
-        shape = " × ".join(map(str, stage.weight.shape)) if stage.weighted else "none"
+        shape = " × ".join(map(str, stage.real_weight.shape)) if stage.weighted else "none"
         rows.append((stage.name, kind, shape, *shown, f"{size / 1000:.1f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
