@@ -3,6 +3,7 @@
 Times depend on the machine and on what else it does; where a number to reach is a ratio, both sides are measured here.
 """
 
+import argparse
 import dataclasses
 import json
 import math
@@ -14,13 +15,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch import nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.files import replacing
@@ -31,12 +34,13 @@ from bitwright.sim.backends import backend
 from bitwright.sim.golden import execute
 from bitwright.sim.timeline import ACCOUNT, estimate
 from bitwright.sw import models
-from bitwright.sw.config import parse_config
+from bitwright.sw.config import TrainConfig, parse_config
 from bitwright.sw.lowering import lower
 from bitwright.sw.quantize import Recipe, calibrate, quantize
+from bitwright.sw.quantizers import METHODS
 from bitwright.sw.runs import read_json, write_json
 from bitwright.sw.search import search
-from bitwright.sw.training import descend, train
+from bitwright.sw.training import descend, make_optimizer, train
 
 ROOMY = ArraySpec(
     rows=8,
@@ -51,8 +55,6 @@ ROOMY = ArraySpec(
     row_tiles_max=1 << 8,
 )
 """8 × 8 × 64 with memories for any network measured here."""
-
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class Measurement:
         """Plain values for JSON."""
         return dataclasses.asdict(self) | {"met": self.met}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Measurement":
+        """Inverse of :meth:`to_dict`."""
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+
 
 def seconds(function: Callable[[], object], repeats: int = 3) -> float:
     """Shortest time of a call, over some repeats."""
@@ -94,6 +101,13 @@ def seconds(function: Callable[[], object], repeats: int = 3) -> float:
         function()
         times.append(time.perf_counter() - started)
     return min(times)
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """CPU time of a call, of all threads of this process."""
+    started = time.process_time()
+    function()
+    return time.process_time() - started
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -298,22 +312,83 @@ def zero_skip(folder: Path) -> Iterator[Measurement]:
     )
 
 
-def training() -> Iterator[Measurement]:
-    """Time of a training step with quantizers against the same step in float."""
-    torch.manual_seed(0)
+LQ_NETS, BREVITAS = "lqnets W2/A2", "Brevitas W2/A2"
+
+
+def training(
+    model: str = "cnv", in_shape: tuple[int, int, int] = (3, 32, 32), images: int = 128, rounds: int = 7
+) -> Iterator[Measurement]:
+    """CPU time of a training step with every method, and with Brevitas, against the same network in float.
+
+    A step in float runs before and after each of the others, which is compared with their mean: what else the machine
+    does, it does to all of them. The median of the rounds counts, after one to warm up.
+    """
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    pixels, labels = torch.randint(0, 256, (64, 1, 28, 28)).float(), torch.randint(0, 10, (64,))
-    times = {}
-    for name, bits in (("float", None), ("dorefa W2/A2", 2)):
-        recipe = Recipe(weights="dorefa", activations="dorefa", weight_bits=bits, activation_bits=bits)
-        network = quantize(models.build("lenet5", (1, 28, 28), 10), recipe).train()
-        optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-        step: Callable[[], object] = lambda n=network, o=optimizer: descend(n, o, pixels, labels)  # noqa: E731
-        step()
-        times[name] = statistics.median(seconds(step, 1) for _ in range(7))
-        yield Measurement(f"training step, lenet5, 64 images, {name}, 1 thread", 1e3 * times[name], "ms")
-    ratio = times["dorefa W2/A2"] / times["float"]
-    yield Measurement("training step with quantizers against float", ratio, "×", "<= 1.3", "float")
+    torch.manual_seed(0)
+    pixels, labels = torch.randint(0, 256, (images, *in_shape)).float(), torch.randint(0, 10, (images,))
+
+    def step_of(network: nn.Module) -> Callable[[], float]:
+        # A rate so low that networks stay as they are: steps take the same time from the first to the last.
+        optimizer = make_optimizer(network.train(), TrainConfig(epochs=1, learning_rate=1e-6))
+        return lambda: cpu_seconds(lambda: descend(network, optimizer, pixels, labels))
+
+    plain = step_of(quantize(models.build(model, in_shape, 10), Recipe()))
+    steps = {
+        label: step_of(quantize(models.build(model, in_shape, 10), recipe)) for label, recipe in few_bits().items()
+    }
+    if find_spec("brevitas") is None:
+        sys.stderr.write('bench: Brevitas left out: not installed; pip install -e ".[compare]" gets it\n')
+    else:
+        steps[BREVITAS] = step_of(brevitas_network(models.build(model, in_shape, 10)))
+    floats, ratios = [], {label: [] for label in steps}
+    for number in range(rounds + 1):
+        first = plain()
+        for label, step in steps.items():
+            taken, second = step(), plain()
+            if number:
+                floats.append(second)
+                ratios[label].append(2 * taken / (first + second))
+            first = second
+    torch.set_num_threads(before)
+
+    name = f"training step, {model}, {images} images, 1 thread"
+    yield Measurement(f"{name}, float", 1e3 * statistics.median(floats), "ms of CPU")
+    medians = {label: statistics.median(each) for label, each in ratios.items()}
+    for label, value in medians.items():
+        yield Measurement(f"{name}, {label}", value, "×", "<= 1.3" if label == LQ_NETS else None, "float")
+    for label in (LQ_NETS, "dorefa W2/A2"):
+        if BREVITAS in medians:
+            yield Measurement(f"{name}, {label}", medians[label] / medians[BREVITAS], "×", "<= 1", BREVITAS)
+
+
+def few_bits() -> dict[str, Recipe]:
+    """Recipes of every method with two bits, or the fewest it has, and its own activations or those of DoReFa."""
+    recipes = {}
+    for name, method in METHODS.items():
+        activations = method if method.activations else METHODS["dorefa"]
+        bits = [2 if 2 in offered else offered[0] for offered in (method.weight_bits, activations.activation_bits)]
+        label = f"{name} W{bits[0]}/A{bits[1]}" if method.activations else f"{name} W{bits[0]}, dorefa A{bits[1]}"
+        recipes[label] = Recipe(
+            weights=name, weight_bits=bits[0], activations=activations.name, activation_bits=bits[1]
+        )
+    return recipes
+
+
+def brevitas_network(model: nn.Sequential) -> nn.Sequential:
+    """The same network by Brevitas: its default quantizers with two bits, statistics gathered in one step only."""
+    layers = import_module("brevitas.nn")
+    network = quantize(model, Recipe())  # takes pixels
+    for name, module in list(network.named_children()):
+        if isinstance(module, nn.Conv2d):
+            sizes = module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding
+            network.set_submodule(name, layers.QuantConv2d(*sizes, bias=False, weight_bit_width=2))
+        elif isinstance(module, nn.Linear):
+            sizes = module.in_features, module.out_features
+            network.set_submodule(name, layers.QuantLinear(*sizes, bias=False, weight_bit_width=2))
+        elif isinstance(module, nn.ReLU):
+            network.set_submodule(name, layers.QuantReLU(bit_width=2, collect_stats_steps=1))
+    return network
 
 
 def searching() -> Iterator[Measurement]:
@@ -329,11 +404,13 @@ def searching() -> Iterator[Measurement]:
     yield Measurement("layer evaluations saved by the search, mlp of 7 layers", ratio, "×", ">= 3", "whole network")
 
 
-def demo_steps(summary: Path) -> Iterator[Measurement]:
-    """Time of each step of the last demo."""
-    if summary.is_file():
-        for name, value in read_json(summary)["seconds"].items():
-            yield Measurement(f"demo, {name}", value, "s")
+def demo(folder: Path = Path("build") / "demo") -> Iterator[Measurement]:
+    """Time of each step of the last demo, and what zero skip saves on its network."""
+    if not (folder / "summary.json").is_file():
+        raise BitwrightError(f"{folder} has no summary.json of a demo; run make demo first.")
+    yield from zero_skip(folder / "digits")
+    for name, value in read_json(folder / "summary.json")["seconds"].items():
+        yield Measurement(f"demo, {name}", value, "s")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -345,12 +422,13 @@ def page(measurements: Sequence[Measurement]) -> str:
     lines = [
         machine_line(),
         "",
-        "| what | value | unit | to reach | met |",
-        "|---|--:|---|---|---|",
+        "| what | value | unit | to reach | met | beside |",
+        "|---|--:|---|---|---|---|",
     ]
     for each in measurements:
         met = "" if each.met is None else "yes" if each.met else "**no**"
-        lines.append(f"| {each.name} | {shown(each.value)} | {each.unit} | {each.reach or ''} | {met} |")
+        cells = each.name, shown(each.value), each.unit, each.reach or "", met, each.baseline or ""
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -373,49 +451,53 @@ def shown(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def fill_page(path: Path, text: str) -> None:
-    """Replace what lies between the marks of a page."""
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
+def fill_page(path: Path, text: str, mark: str = "bench") -> None:
+    """Replace what lies between the marks of a page, ``<!-- bench: begin -->`` and ``<!-- bench: end -->``."""
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
     with replacing(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        temporary.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
+    "simulation": simulation,
+    "cycles": lambda: chain(utilization(), precision(), sparsity(), mlp_beside_nngen()),
+    "training": training,
+    "search": searching,
+    "demo": demo,
+}
 
 
 def main() -> int:
-    """Measure everything, print it and write it."""
-    console = Console()
-    build = Path("build")
-    groups: list[Callable[[], Iterator[Measurement]]] = [
-        simulation,
-        utilization,
-        precision,
-        sparsity,
-        mlp_beside_nngen,
-        training,
-        searching,
-    ]
-    if (build / "demo" / "digits").is_dir():
-        groups.append(lambda: zero_skip(build / "demo" / "digits"))
-    groups.append(lambda: demo_steps(build / "demo" / "summary.json"))
-    measurements: list[Measurement] = []
-    table = Table("what", "value", "unit", "to reach", "met")
-    try:
-        for group in groups:
-            for each in group():
+    """Measure, print and write: what is measured takes the place of what earlier runs measured of its group."""
+    parser = argparse.ArgumentParser(prog="python -m bitwright.sw.bench", description=__doc__)
+    parser.add_argument(
+        "--only", choices=GROUPS, action="append", help="measure this group, again for more; default all"
+    )
+    chosen = parser.parse_args().only or list(GROUPS)
+    path, performance = Path("build") / "bench.json", Path("docs") / "performance.md"
+    groups: dict[str, list[dict[str, Any]]] = read_json(path) if path.is_file() else {}
+    failed = []
+    for name in chosen:
+        measurements: list[Measurement] = []
+        try:
+            for each in GROUPS[name]():
                 measurements.append(each)
-                met = "" if each.met is None else "[green]yes[/]" if each.met else "[red]no[/]"
-                table.add_row(each.name, shown(each.value), each.unit, each.reach or "", met)
-                console.print(f"[dim]{each.name}: {shown(each.value)} {each.unit}[/]", highlight=False)
-    except BitwrightError as error:
-        sys.stderr.write(f"bench: {error}\n")
-        return 2
-    console.print(table)
-    write_json(build / "bench.json", [each.to_dict() for each in measurements])
-    performance = Path("docs/performance.md")
+                met = "" if each.met is None else "  met" if each.met else "  MISSED"
+                sys.stdout.write(f"{each.name}: {shown(each.value)} {each.unit} {each.reach or ''}{met}\n")
+                sys.stdout.flush()
+        except BitwrightError as error:
+            failed.append(name)
+            sys.stderr.write(f"bench: {name}: {error}\n")
+            continue
+        groups[name] = [each.to_dict() for each in measurements]
+        write_json(path, groups)
     if performance.is_file():
-        fill_page(performance, page(measurements))
-    console.print(json.dumps({"written": [str(build / "bench.json"), str(performance)]}))
-    return 0
+        known = [Measurement.from_dict(entry) for name in GROUPS for entry in groups.get(name, [])]
+        fill_page(performance, page(known))
+    sys.stdout.write(json.dumps({"written": [str(path), str(performance)], "failed": failed}) + "\n")
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":
