@@ -60,7 +60,7 @@ MUTATIONS = (
     Mutation("doubling ignored", "pe.py", "Mux(base.double, total << 1, total)", "total"),
     Mutation("held words count", "pe.py", "[count.eq(0), negative.eq(0)]", "negative.eq(0)"),
     Mutation("bipolar coefficient", "pe.py", "Mux(self.bipolar, self.column_count, ", "Mux(0, self.column_count, "),
-    Mutation("activity a cycle early", "array.py", '"idle", ~self.active, 1)', '"idle", ~self.active, 0)'),
+    Mutation("activity a cycle early", "array.py", '"idle", ~self.active, 2)', '"idle", ~self.active, 1)'),
     Mutation("control a cycle early", "array.py", "1 + COUNT_LATENCY + stages,", "COUNT_LATENCY + stages,"),
     Mutation("column sums of residuals", "array.py", " | self.residual.replicate(spec.columns)", ""),
     Mutation("drain stuck at column 0", "array.py", "m.Elif(self.shift)", "m.Elif(self.load)"),

@@ -16,8 +16,9 @@ def random_operations(rng, count):
 
 def give(ctx, dut, cycle, operations):
     """Set what goes with the words of a cycle, and with the sums that are accumulated in it."""
-    ctx.set(dut.ignore, operations[cycle]["ignore"])
-    ctx.set(dut.negate, operations[cycle]["negate"])
+    if cycle >= 1:
+        ctx.set(dut.ignore, operations[cycle - 1]["ignore"])
+        ctx.set(dut.negate, operations[cycle - 1]["negate"])
     if (before := cycle - (dut.latency - 1)) >= 0:
         ctx.set(dut.base, {name: operations[before][name] for name in ("valid", "clear", "double")})
 
@@ -80,7 +81,7 @@ def test_pe_accumulates_counts_or_their_products(lanes, width, coefficient_bits,
 
     async def bench(ctx):
         totals = [0] * dut.latency
-        column_counts = [0]
+        column_counts = [0] * COUNT_LATENCY
         for cycle, (activation, weight) in enumerate(words):
             ctx.set(dut.activation, activation)
             ctx.set(dut.weight, weight)

@@ -108,10 +108,10 @@ class PEArray(wiring.Component):
             with m.If(self.active[column] if hold else self.control.valid):
                 m.d.sync += activations[column].eq(self.activations[column])
 
-        # What follows the words: with the words themselves, with their counts, with what is added.
-        idle = _delayed(m, "idle", ~self.active, 1)
-        column_idle = _delayed(m, "column_idle", ~self.active | self.residual.replicate(spec.columns), 1)
-        negate = _delayed(m, "negate", self.control.negate, 1)
+        # What follows the words: with the counts of their parts, with their counts, with what is added.
+        idle = _delayed(m, "idle", ~self.active, 2)
+        column_idle = _delayed(m, "column_idle", ~self.active | self.residual.replicate(spec.columns), 2)
+        negate = _delayed(m, "negate", self.control.negate, 2)
         base = Signal(BASE)
         m.d.comb += Value.cast(base).eq(
             _delayed(

@@ -12,8 +12,11 @@ from bitwright.hw.popcount import Fabric, count_products
 BASE = data.StructLayout({"valid": 1, "clear": 1, "double": 1})
 """What an accumulator adds to: to nothing if ``clear``, to twice its value if ``double``; only if ``valid``."""
 
-COUNT_LATENCY = 1
-"""Cycles from a word to its count."""
+COUNT_LATENCY = 2
+"""Cycles from a word to its count: one to count its parts, one to add the counts up."""
+
+PARTS = 4
+"""Parts of a word that are counted for themselves."""
 
 
 class PopcountAccumulator(wiring.Component):
@@ -43,9 +46,9 @@ class PopcountAccumulator(wiring.Component):
     word : ``In(lanes)``
         Bits to count.
     ignore : ``In(1)``
-        The word does not count, being held still from an earlier cycle, say.
+        One cycle after the word: it does not count, being held still from an earlier cycle, say.
     negate : ``In(1)``
-        Subtract the count.
+        One cycle after the word: subtract the count.
     base : ``In(BASE)``
         One cycle before the sum.
     count : ``Out(range(lanes + 1))``
@@ -123,9 +126,9 @@ class ProcessingElement(wiring.Component):
     activation, weight : ``In(lanes)``
         Words of one plane each.
     ignore : ``In(1)``
-        The words do not count, being held still from an earlier cycle, say.
+        One cycle after the words: they do not count, being held still from an earlier cycle, say.
     negate : ``In(1)``
-        Subtract.
+        One cycle after the words: subtract.
     base : ``In(BASE)``
         One cycle before the sum.
     coefficient : ``In(signed(coefficient_bits))``, ``bipolar`` : ``In(1)``
@@ -188,9 +191,20 @@ def _count(
     m: Module, first: Value, second: Value | None, ignore: Value, negate: Value, fabric: Fabric
 ) -> tuple[Signal, Signal]:
     """Registers of a count, inverted if ``negate``, and of its sign; both 0 with ``ignore``."""
-    counted = count_products(m, first, second, negate, fabric)
-    count, negative = Signal(len(counted), reset_less=True), Signal(reset_less=True)
-    m.d.sync += [count.eq(counted), negative.eq(negate)]
+    size = -(-len(first) // PARTS)
+    terms: list[Value] = []
+    for start in range(0, len(first), size):
+        part = slice(start, start + size)
+        factor = None if second is None else second[part]
+        counted = count_products(m, first[part], factor, Const(0), fabric, f"count_{start}")
+        term = Signal(len(counted), name=f"part_{start}", reset_less=True)
+        m.d.sync += term.eq(counted)
+        terms.append(term)
+    while len(terms) > 1:
+        terms = [sum(terms[place : place + 2]) for place in range(0, len(terms), 2)]
+    width = len(first).bit_length()
+    count, negative = Signal(width, reset_less=True), Signal(reset_less=True)
+    m.d.sync += [count.eq(terms[0] ^ negate.replicate(width)), negative.eq(negate)]
     with m.If(ignore):  # a synchronous reset, which flip-flops have
         m.d.sync += [count.eq(0), negative.eq(0)]
     return count, negative
