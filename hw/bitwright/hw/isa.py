@@ -132,8 +132,8 @@ class ArraySpec:
     counter_width
         Bits of each counter, 24..32; they wrap around.
     zero_skip
-        ``off``; ``gate`` holds a PE's inputs still while its activation word is zero; ``skip`` also spends no cycle on
-        words that are zero in all columns.
+        ``off``; ``gate`` reads no word that is zero, and no weights for words that are zero in all columns; ``skip``
+        also spends no cycle on those.
     """
 
     rows: int = 8
