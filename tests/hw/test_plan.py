@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bitwright.hw import isa
 from bitwright.hw.errors import BitwrightError
-from bitwright.hw.isa import BANK, GRANULE, PRESETS, ArraySpec, Descriptor, Pass, granules_of, preset
+from bitwright.hw.isa import BANK, GRANULE, PRESETS, ArraySpec, Descriptor, Encoding, Pass, granules_of, preset
 from bitwright.hw.plan import LayerShape, Plan, ResidualShape, plan, without_zero_planes
 from programs import clear_planes, conv, linear, random_program, shapes
 from strategies import Network, networks, specs
@@ -338,7 +338,7 @@ def small(**options):
     return ArraySpec(rows=4, columns=1, lanes=32, drain_planes=1, **options)
 
 
-def zero_plane_passes(bits, zero, *, encoding="signed", input_bits=2, channels=4, **options):
+def zero_plane_passes(bits, zero, *, encoding: Encoding = "signed", input_bits=2, channels=4, **options):
     """(weight plane, plane of the window, doublings) of each pass that weights without some planes leave."""
     array = small(zero_skip="skip", **options)
     layers = [linear(channels, weight_encoding=encoding, weight_bits=bits)]
