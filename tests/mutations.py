@@ -67,7 +67,7 @@ MUTATIONS = (
     Mutation(
         "column sums of column 0", "array.py", "total.word.eq(activations[column])", "total.word.eq(activations[0])"
     ),
-    Mutation("weights held too long", "array.py", "with m.If(self.control.valid):", "with m.If(self.active.all()):"),
+    Mutation("weights held too long", "array.py", "with m.If(self.active.any()):", "with m.If(self.active.all()):"),
     # Walking windows and their reads.
     Mutation("first of a pooling window", "fetch.py", "Cat(*moves[:4])", "Cat(*moves[:3])"),
     Mutation("outer loop forgets inner ones", "fetch.py", "Cat(moves[: level + 2])", "Cat(moves[: level + 1])"),

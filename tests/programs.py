@@ -37,11 +37,12 @@ def shapes(in_shape: tuple[int, int, int], layers: Sequence[dict[str, Any]]) -> 
     """Layer shapes of a chain of :func:`conv` and :func:`linear`: weights and outputs of 2 bits where not given.
 
     ``source`` is the number of the layer that one reads, ``residual`` the arguments of a :class:`ResidualShape`, with a
-    number as ``source`` too, and without ``channels``.
+    number as ``source`` too, and without ``channels``. ``zero_planes`` is for :func:`random_program`.
     """
     chain: list[LayerShape] = []
     for index, options in enumerate(layers):
         given: dict[str, Any] = {"weight_bits": 2, "output_planes": 2} | options
+        given.pop("zero_planes", None)
         if index == len(layers) - 1:
             given["output_planes"] = None
         if "source" in given:
@@ -75,7 +76,8 @@ def random_program(
     spec
         Array.
     layers
-        Entries of :func:`conv` and :func:`linear`, in order; the last one is raw.
+        Entries of :func:`conv` and :func:`linear`, in order; the last one is raw. Planes of the weights, and of those
+        of a residual, whose bits ``zero_planes`` has are zero, in all channels or from its second number on.
     in_shape
         (channels, height, width) of the images.
     input_bits
@@ -92,6 +94,8 @@ def random_program(
     for index, info in enumerate(planned.layers):
         bits = planned.layers[index].weight_bits - (info.stored_encoding != info.weight_encoding)
         values = random_weights(rng, info.weight_encoding, bits, (info.conv_shape[0], info.fan_in))
+        planes, first = layers[index].get("zero_planes", (0, 0))
+        values[first:] = clear_planes(values[first:], info.weight_encoding, bits, planes)
         weights.append(values)
         largest = (1 << info.input_planes) - 1
         if has_coefficients(info.weight_encoding):
@@ -105,6 +109,7 @@ def random_program(
         if info.residual_source is not None:
             channels = planned.layers[info.residual_source].conv_shape[0]
             addend = random_weights(rng, info.residual_encoding, info.residual_bits, (info.conv_shape[0], channels))
+            addend[first:] = clear_planes(addend[first:], info.residual_encoding, info.residual_bits, planes)
             residuals[info.name] = addend
             # How often the passes of the input and of the addend count, by the last one of each.
             descriptor = planned.descriptors[[part.layer for part in planned.parts].index(index)]
@@ -154,6 +159,19 @@ def random_weights(
     if has_offset(encoding):
         return 2 * rng.integers(0, 1 << bits, shape) - ((1 << bits) - 1)
     return rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), shape)
+
+
+def clear_planes(weights: npt.NDArray[np.int64], encoding: Encoding, bits: int, planes: int) -> npt.NDArray[np.int64]:
+    """Weights of an encoding with these planes, by their bits, cleared."""
+    if encoding == "ternary":
+        return np.clip(weights, 0 if planes & 2 else -1, 0 if planes & 1 else 1)
+    if encoding == "signed":
+        half = 1 << (bits - 1)
+        return ((weights & ((1 << bits) - 1) & ~planes) ^ half) - half
+    if has_offset(encoding) and not has_coefficients(encoding):
+        offset = (1 << bits) - 1
+        return 2 * ((weights + offset >> 1) & ~planes) - offset
+    return weights & ~planes
 
 
 def _random_thresholds(

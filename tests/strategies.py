@@ -62,6 +62,8 @@ def weights(draw: st.DrawFn, spec: ArraySpec) -> dict[str, Any]:
     bits = {"bipolar": 1, "ternary": 2}.get(encoding) or draw(st.integers(1, 4))
     planes = draw(st.integers(1, 4))
     options: dict[str, Any] = {"weight_encoding": encoding, "weight_bits": bits, "output_planes": planes}
+    if draw(st.booleans()):
+        options["zero_planes"] = draw(st.tuples(st.integers(0, 15), st.sampled_from([0, 0, spec.rows])))
     if spec.coefficient_bits and draw(st.booleans()):
         options["code_table"] = tuple(draw(st.permutations(range(1 << planes))))
     return options

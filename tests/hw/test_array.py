@@ -89,20 +89,19 @@ def test_every_pe_and_column_sum_accumulates_and_drains(
 
 
 @pytest.mark.parametrize("zero_skip", ["off", "gate", "skip"])
-def test_operands_of_an_inactive_column_are_held_still_only_with_zero_skip(zero_skip):
+def test_operands_without_a_word_become_zero_beside_others_and_else_keep_still(zero_skip):
     dut = PEArray(array_spec(columns=2, lanes=32, zero_skip=zero_skip))
     m = dut.elaborate(None)
-    first, second = m.submodules.pe_0_0, m.submodules.pe_0_1
+    pes = [m.submodules[f"pe_0_{column}"] for column in range(2)]
 
     async def bench(ctx):
         ctx.set(dut.control, {"valid": 1, "clear": 1})
-        ctx.set(dut.activations, [1, 2])
-        ctx.set(dut.active, 0b11)
-        await ctx.tick()
-        ctx.set(dut.activations, [3, 4])
-        ctx.set(dut.active, 0b01)
-        await ctx.tick()
-        assert ctx.get(first.activation) == 3
-        assert ctx.get(second.activation) == (4 if zero_skip == "off" else 2)
+        for word, active, expected in ((1, 0b11, [1, 1]), (2, 0b01, [2, 0]), (3, 0b00, [2, 0]), (4, 0b10, [0, 4])):
+            ctx.set(dut.activations, [word, word])
+            ctx.set(dut.weights, [word] * 4)
+            ctx.set(dut.active, active)
+            await ctx.tick()
+            assert [ctx.get(pe.activation) for pe in pes] == expected
+            assert [ctx.get(pe.weight) for pe in pes] == [max(expected)] * 2
 
     drive(m, bench)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from bitwright.hw import isa
 from bitwright.hw.errors import BitwrightError
-from bitwright.hw.isa import BANK, GRANULE, PRESETS, ArraySpec, Descriptor, granules_of, preset
-from bitwright.hw.plan import LayerShape, Plan, ResidualShape, plan
-from programs import conv, linear, random_program, shapes
+from bitwright.hw.isa import BANK, GRANULE, PRESETS, ArraySpec, Descriptor, Encoding, Pass, granules_of, preset
+from bitwright.hw.plan import LayerShape, Plan, ResidualShape, plan, without_zero_planes
+from programs import clear_planes, conv, linear, random_program, shapes
 from strategies import Network, networks, specs
 
 SPEC = preset("demo")
@@ -332,6 +332,71 @@ def test_passes_are_all_pairs_of_planes(network):
         found = {(entry.weight_offset, entry.plane): scale for entry, scale in zip(layer.passes, scales, strict=True)}
         assert found == expected
         assert len(layer.passes) == len(expected)
+
+
+def small(**options):
+    """An array of four rows."""
+    return ArraySpec(rows=4, columns=1, lanes=32, drain_planes=1, **options)
+
+
+def zero_plane_passes(bits, zero, *, encoding: Encoding = "signed", input_bits=2, channels=4, **options):
+    """(weight plane, plane of the window, doublings) of each pass that weights without some planes leave."""
+    array = small(zero_skip="skip", **options)
+    layers = [linear(channels, weight_encoding=encoding, weight_bits=bits)]
+    result = plan(shapes((3, 1, 1), layers), array, input_bits=input_bits)
+    weights = np.full((channels, 3), (1 << bits) - 1 if encoding == "unsigned" else -1)
+    weights = clear_planes(weights, encoding, bits, zero)
+    program = result.assemble([weights], [], np.ones(channels), np.zeros(channels))
+    return [(entry.weight_offset, input_bits - 1 - entry.plane, entry.doubles) for entry in program.parsed[0].passes]
+
+
+def test_passes_over_planes_of_zeros_are_left_out():
+    # A window is one word, so that a plane's address is its number.
+    assert zero_plane_passes(3, 0b000) == [(2, 1, 0), (1, 1, 1), (2, 0, 0), (0, 1, 1), (1, 0, 0), (0, 0, 1)]
+    assert zero_plane_passes(3, 0b100) == [(1, 1, 0), (0, 1, 1), (1, 0, 0), (0, 0, 1)]
+    assert zero_plane_passes(3, 0b010) == [(2, 1, 0), (2, 0, 1), (0, 1, 1), (0, 0, 1)]
+    # The last pass does the doublings that are left.
+    assert zero_plane_passes(3, 0b001) == [(2, 1, 0), (1, 1, 1), (2, 0, 0), (1, 0, 1), (0, 0, 1)]
+    assert zero_plane_passes(3, 0b011) == [(2, 1, 0), (2, 0, 1), (0, 0, 2)]
+    assert zero_plane_passes(2, 0b01, encoding="ternary") == [(1, 1, 0), (1, 0, 1)]
+    # Of a layer without any weight, one pass stays.
+    assert zero_plane_passes(3, 0b111) == [(0, 0, 0)]
+
+
+def test_planes_of_zeros_that_count_are_kept():
+    """A clear bit of an offset encoding is -1."""
+    kept = zero_plane_passes(2, 0b01, encoding="odd")
+    assert kept == zero_plane_passes(2, 0, encoding="odd")
+    assert len(kept) == 4
+
+
+def test_no_pass_doubles_more_than_its_word_can_say():
+    planes = zero_plane_passes(8, 0b01111110, encoding="unsigned", input_bits=1)
+    assert planes == [(7, 0, 0), (0, 0, 7)]
+    array = small(zero_skip="skip")
+    layer = plan(shapes((3, 1, 1), [linear(4, weight_bits=3)]), array, input_bits=1).descriptors[0]
+    words = np.zeros((4, 3, 4), np.uint8)
+    words[:, [0, 2]] = 1
+    for doubles, offsets in ((6, [2, 0]), (7, [2, 1, 0])):
+        passes = (Pass(2, 0, 0, 0, True), Pass(1, 0, 0, doubles, False), Pass(0, 0, 0, 1, False))
+        left = without_zero_planes(dataclasses.replace(layer, passes=passes), words, array).passes
+        assert [entry.weight_offset for entry in left] == offsets
+        assert sum(entry.doubles for entry in left) == doubles + 1
+
+
+def test_arrays_that_do_not_skip_keep_all_passes():
+    result = plan(shapes((3, 1, 1), [linear(4)]), small(zero_skip="gate"), input_bits=2)
+    program = result.assemble([np.zeros((4, 3), np.int64)], [], np.ones(4), np.zeros(4))
+    assert [layer.passes for layer in program.parsed] == [layer.passes for layer in result.descriptors]
+
+
+def test_each_part_leaves_out_its_own_planes_of_zeros():
+    array = small(zero_skip="skip", weight_stream=True, weight_depth=4)
+    result = plan(shapes((3, 1, 1), [linear(12)]), array, input_bits=1)
+    assert len(result.parts) == 3
+    weights = np.repeat([[1], [-2], [-1]], 4, axis=0) * np.ones(3, np.int64)
+    program = result.assemble([weights], [], np.ones(12), np.zeros(12))
+    assert [[entry.weight_offset for entry in part.passes] for part in program.parsed] == [[0], [1, 0], [1, 0]]
 
 
 def test_streamed_layers_alternate_between_the_halves_of_the_memory():

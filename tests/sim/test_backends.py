@@ -87,6 +87,29 @@ def test_verilator_equals_the_golden_model(example: tuple[Program, npt.NDArray[n
     assert differences(predicted, measured) == [None] * len(predicted)
 
 
+def test_planes_of_zeros_take_no_cycles() -> None:
+    """Planes that are zero in all of a layer, in the middle, on top and at the bottom, and where zeros count."""
+    needs("verilator")
+    cycles = []
+    for zeros in ((0, 0, 0), (0b0110, 0b10, 0b01)):
+        options: list[dict[str, Any]] = [{"zero_planes": (each, 0)} for each in zeros]
+        layers = [
+            conv(5, 3, padding=1, weight_bits=4, **options[0]),
+            conv(6, 2, weight_encoding="ternary", **options[1]),
+            linear(3, weight_bits=3, **options[2]),
+        ]
+        rng = np.random.default_rng(3)
+        program = random_program(rng, ARRAYS[0], layers, in_shape=(9, 6, 5), input_bits=3)
+        images = random_images(rng, program, 2)
+        trace = range(len(layers))
+        measured = simulate(program, images, "verilator", trace)
+        assert differences(execute(program, images, trace=trace), measured) == [None, None]
+        cycles.append(measured[0].counters["busy"])
+        passes = [len(layer.passes) for layer in program.parsed]
+        assert passes == ([12, 4, 6] if not any(zeros) else [6, 2, 5])
+    assert cycles[1] < 0.65 * cycles[0]
+
+
 def test_only_traced_layers_have_writes() -> None:
     program, images = tiny_program()
     for trace in ((), (1,)):

@@ -231,6 +231,23 @@ def test_word_lists_are_of_arrays_that_look_at_words():
     assert bits - memory_bits(SPEC) == 2 * 64 * (6 + 2)
 
 
+def test_a_gated_word_takes_a_share_of_a_computed_one():
+    array = dataclasses.replace(SPEC, zero_skip="gate")
+    program = random_program(np.random.default_rng(1), array, LAYERS, batch=2)
+    images = np.random.default_rng(2).integers(0, 256, (3, 3, 6, 6), np.uint8)
+    images[..., 2:] = 0
+    runs = execute(program, images)
+    found, count = entries_of(estimate(program, runs), "layer0"), totals(runs, 0)
+    share = load_table("horowitz45")["gated_share"]
+    assert count["gated"] > 0
+    for component in ("PE array", "column sums"):
+        entries = [entry for (name, event), entry in found.items() if name == component]
+        each = {entry.event: entry.pj / count["computed"] for entry in entries if entry.event != "weight registers"}
+        assert found[component, "gated word"].count == count["gated"]
+        expected = share * sum(pj for event, pj in each.items() if event != "gated word")
+        assert found[component, "gated word"].each_pj == pytest.approx(expected)
+
+
 def test_coefficients_are_read_and_multiplied():
     array = dataclasses.replace(SPEC, coefficient_bits=8, coefficient_depth=64)
     layers = [LAYERS[0] | {"weight_encoding": "basis"}, *LAYERS[1:]]

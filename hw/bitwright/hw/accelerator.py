@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -235,7 +235,7 @@ class Accelerator(wiring.Component):
                 window_write.data.eq(loader.window_write_data[column]),
                 window_write.en.eq(loader.window_write[column]),
             ]
-        self._connect_weights(m, array, host, sequencer, weight_address, computes)
+        self._connect_weights(m, array, host, sequencer, weight_address, active.any())
         if spec.coefficient_bits:
             self._connect_coefficients(m, array, host, sequencer.layer, operation)
 
@@ -347,7 +347,7 @@ class Accelerator(wiring.Component):
         host: HostPort,
         sequencer: LayerSequencer,
         address: Signal,
-        computes: Signal,
+        read: Value,
     ) -> None:
         """Weight memories: written by the host between runs, or from the stream during them."""
         spec = self.spec
@@ -371,7 +371,7 @@ class Accelerator(wiring.Component):
             weight_read, weight_write = weights.read_port(), weights.write_port()
             m.d.comb += [
                 weight_read.addr.eq(address),
-                weight_read.en.eq(computes),
+                weight_read.en.eq(read),
                 array.weights[row].eq(weight_read.data),
                 weight_write.addr.eq(write_address),
                 weight_write.data.eq(write_word),

@@ -43,8 +43,8 @@ class PEArray(wiring.Component):
     activations : ``In(columns × lanes)``
         Word of each column.
     active : ``In(columns)``
-        Columns whose word counts; none without ``control.valid``. The operand register of another column keeps its
-        value if zero skip is on.
+        Columns whose word counts; none without ``control.valid``. Where there is one, the others' operand registers
+        become zero; where there is none, all of them keep still.
     residual : ``In(1)``
         The operand is of a residual addend, which has no offset: column sums do not count it, and it is not bipolar.
     coefficients : ``In(rows × signed(coefficient_bits))``
@@ -98,15 +98,14 @@ class PEArray(wiring.Component):
         spec, stages = self.spec, self.spec.derived.multiply_stages
         m = Module()
 
-        # Operand registers, which words that do not count leave still.
+        # Operand registers keep still while no column has a word. Otherwise those of a column without one become zero:
+        # an old word there would meet the other columns' new weights, and its products would change with them.
         weights = Signal(data.ArrayLayout(spec.lanes, spec.rows), reset_less=True)
         activations = Signal(data.ArrayLayout(spec.lanes, spec.columns), reset_less=True)
-        with m.If(self.control.valid):
+        with m.If(self.active.any()):
             m.d.sync += weights.eq(self.weights)
-        for column in range(spec.columns):
-            hold = spec.zero_skip != "off"
-            with m.If(self.active[column] if hold else self.control.valid):
-                m.d.sync += activations[column].eq(self.activations[column])
+            for column in range(spec.columns):
+                m.d.sync += activations[column].eq(Mux(self.active[column], self.activations[column], 0))
 
         # What follows the words: with the counts of their parts, with their counts, with what is added.
         idle = _delayed(m, "idle", ~self.active, 2)

@@ -136,8 +136,8 @@ class ArraySpec:
     counter_width
         Bits of each counter, 24..32; they wrap around.
     zero_skip
-        ``off``; ``gate`` holds a PE's inputs still while its activation word is zero; ``skip`` also spends no cycle on
-        words that are zero in all columns.
+        ``off``; ``gate`` reads no word that is zero, and no weights for words that are zero in all columns; ``skip``
+        also spends no cycle on those.
     """
 
     rows: int = 8
@@ -742,6 +742,10 @@ DOUBLES_MAX = 31
 """Most doublings between the first pass of a layer and its last one."""
 
 
+PASS_DOUBLES_MAX = 7
+"""Most doublings before a pass."""
+
+
 @dataclass(frozen=True)
 class Pass:
     """One (weight plane, activation plane) pair.
@@ -773,8 +777,10 @@ class Pass:
             raise BitwrightError(
                 f"Weight plane starts {self.weight_offset} words into its tile, at most {(1 << 14) - 1} fit."
             )
-        if not 0 <= self.doubles < 8:
-            raise BitwrightError(f"Significance falls by {self.doubles} between passes, at most 7 fit.")
+        if not 0 <= self.doubles <= PASS_DOUBLES_MAX:
+            raise BitwrightError(
+                f"Significance falls by {self.doubles} between passes, at most {PASS_DOUBLES_MAX} fit."
+            )
         if not 0 <= self.plane < 1 << 4:
             raise BitwrightError(f"A pass computes plane {self.plane} of a window, expected at most 15.")
         if not 0 <= self.base < 1 << 10:

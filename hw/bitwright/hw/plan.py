@@ -20,10 +20,12 @@ from bitwright.hw.isa import (
     FLAG_RAW,
     FLAG_TABLE,
     GRANULE,
+    PASS_DOUBLES_MAX,
     THRESHOLD_NEGATE,
     ArraySpec,
     Descriptor,
     Encoding,
+    Pass,
     WeightPlanes,
     encode_thresholds,
     granules_of,
@@ -248,6 +250,8 @@ class Plan:
         for part, layer in zip(self.parts, self.descriptors, strict=True):
             info = self.layers[part.layer]
             words = self._weight_words(part, layer, weights[part.layer], (residual_weights or {}).get(info.name))
+            if spec.zero_skip == "skip":
+                layer = without_zero_planes(layer, words, spec)
             if layer.stream_words:
                 stream.append(words.reshape(-1).view("<u4"))
             else:
@@ -374,6 +378,41 @@ class Plan:
             first += flat.shape[1]
         tiles = entries.reshape(-1, rows, len(layer.passes))[part.tiles.start : part.tiles.stop]
         return tiles.transpose(1, 0, 2).reshape(rows, -1)
+
+
+def without_zero_planes(layer: Descriptor, words: npt.NDArray[np.uint8], spec: ArraySpec) -> Descriptor:
+    """Leave out passes over planes of weights that are zero in all row tiles of a part.
+
+    Their doublings are left to the next pass. The last pass stays where doublings are left for it, and so do passes
+    that the column sum needs, as an offset counts for zeros too, and those of layers with coefficients.
+
+    Parameters
+    ----------
+    layer
+        Descriptor of the part.
+    words
+        Its weights, ``uint8``, shape (rows, row tiles × words of a tile, lanes / 8).
+    spec
+        Array.
+    """
+    if layer.flags & FLAG_COEFFICIENTS:
+        return layer
+    used = words.reshape(len(words), layer.row_tiles, -1, words.shape[2]).any((0, 1, 3))
+    lengths = layer.plane_words(spec)
+    passes: list[Pass] = []
+    doubles = 0
+    for number, entry in enumerate(layer.passes):
+        doubles = doubles + entry.doubles if passes else 0
+        counted = layer.flags & FLAG_OFFSET and entry.plane < layer.activation_planes
+        zero = not used[entry.weight_offset : entry.weight_offset + lengths[entry.plane]].any()
+        if number + 1 < len(layer.passes):
+            carried = doubles + layer.passes[number + 1].doubles <= PASS_DOUBLES_MAX
+        else:
+            carried = bool(passes) and not doubles
+        if counted or not zero or not carried:
+            passes.append(replace(entry, doubles=doubles))
+            doubles = 0
+    return Descriptor(fields={**layer.fields, "passes": len(passes)}, passes=tuple(passes))
 
 
 def plan(

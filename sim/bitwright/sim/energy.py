@@ -55,6 +55,7 @@ _UNITS: dict[str, dict[str, str]] = {
         "sram_access_bits": "bit",
         "sram_minimum_bits": "bit",
         "dram_bit": "pJ",
+        "gated_share": "1",
         "control_cycle": "pJ",
         "leakage_lane": "nW",
         "leakage_memory_bit": "nW",
@@ -553,18 +554,22 @@ def _part_entries(spec: ArraySpec, name: str, part: PartActivity, table: EnergyT
     words = scheduled - count["skipped"]  # for which weights are read; an operation may also only double
     computed = count["computed"]
     operations = computed * rows
-    yield entry("PE array", "AND", operations, table["and_bit"] * lanes)
-    yield entry("PE array", "popcount", operations, popcount)
+    results = register * (derived.count_width + accumulator)
+    sums = {"popcount": popcount, "accumulate": table.add(accumulator), "registers": results}
+    products = {"AND": table["and_bit"] * lanes, "popcount": popcount}
     if layer.flags & FLAG_COEFFICIENTS:
-        bits = math.sqrt((derived.count_width + 1) * spec.coefficient_bits)
-        yield entry("PE array", "multiply", operations, table.multiply(bits))
-    yield entry("PE array", "accumulate", operations, table.add(accumulator))
-    yield entry("PE array", "result registers", operations, register * (derived.count_width + accumulator))
+        products["multiply"] = table.multiply(math.sqrt((derived.count_width + 1) * spec.coefficient_bits))
+    products |= {"accumulate": table.add(accumulator), "result registers": results}
+    for event, each in products.items():
+        yield entry("PE array", event, operations, each)
     yield entry("PE array", "activation registers", computed, register * lanes)
     yield entry("PE array", "weight registers", words * rows, register * lanes)
-    yield entry("column sums", "popcount", computed, popcount)
-    yield entry("column sums", "accumulate", computed, table.add(accumulator))
-    yield entry("column sums", "registers", computed, register * (derived.count_width + accumulator))
+    for event, each in sums.items():
+        yield entry("column sums", event, computed, each)
+    # A word that is held still is not free: the bits of the word before it become zero, once for many in a row.
+    gated, share = count["gated"], table["gated_share"]
+    yield entry("PE array", "gated word", gated, share * (rows * sum(products.values()) + register * lanes))
+    yield entry("column sums", "gated word", gated, share * sum(sums.values()))
 
     weight = table.sram(spec.weight_depth * lanes, lanes)
     yield entry("weight memory", "read", words * rows, weight)

@@ -462,13 +462,12 @@ def _group_name(groups: Sequence[int]) -> str:
 def _pass_names(layer: Descriptor) -> list[str]:
     """Weight plane and bit of the codes of each pass."""
     first = layer.activation_planes
-    offsets: list[list[int]] = [[], []]  # of the weight planes of the input and of the residual
-    for operand in (0, 1):
-        found = {entry.weight_offset for entry in layer.passes if (entry.plane >= first) == operand}
-        offsets[operand] = sorted(found)
+    residual_offsets = sorted({entry.weight_offset for entry in layer.passes if entry.plane >= first})
     names: list[str] = []
     for entry in layer.passes:
-        residual = int(entry.plane >= first)
-        bit = layer.code_bit(entry.plane) - residual * first
-        names.append(f"w{offsets[residual].index(entry.weight_offset)}×{'ar'[residual]}{bit}")
+        bit = layer.code_bit(entry.plane)
+        if entry.plane < first:
+            names.append(f"w{entry.weight_offset // layer.window_length}×a{bit}")
+        else:
+            names.append(f"w{residual_offsets.index(entry.weight_offset)}×r{bit - first}")
     return names

@@ -27,12 +27,13 @@ from torch import nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.files import replacing
-from bitwright.hw.isa import ArraySpec, preset
+from bitwright.hw.isa import ArraySpec, ZeroSkip, preset
 from bitwright.hw.plan import LayerShape, Plan, plan
 from bitwright.hw.program import Program
 from bitwright.sim.backends import backend
 from bitwright.sim.golden import execute
 from bitwright.sim.timeline import ACCOUNT, estimate
+from bitwright.sim.toggles import COMPONENTS, PE_ARRAY, Toggles, count_toggles
 from bitwright.sw import models
 from bitwright.sw.config import TrainConfig, parse_config
 from bitwright.sw.lowering import lower
@@ -295,6 +296,72 @@ def sparsity() -> Iterator[Measurement]:
             yield Measurement(f"cycles lost by zero skip, {label}", 100 * (sparse / dense - 1), "%")
 
 
+ZERO_SKIPS: tuple[ZeroSkip, ...] = ("off", "gate", "skip")
+
+
+def toggles() -> Iterator[Measurement]:
+    """Toggles in RTL, for each zero skip, of a convolution and a linear layer of random weights and codes.
+
+    The measure is one bit product of the network, zeros included, so that it is the same for all arrays.
+    """
+    conv = LayerShape(
+        name="conv", kind="conv", in_shape=(64, 6, 6), out_channels=16, kernel=(3, 3), weight_bits=2, output_planes=2
+    )
+    last = LayerShape(name="fc", kind="linear", in_shape=conv.out_shape, out_channels=10, weight_bits=2)
+    rng = np.random.default_rng(0)
+    weights = [rng.integers(-2, 2, (16, 64, 3, 3)), rng.integers(-2, 2, (10, 256))]
+    thresholds = [(np.sort(rng.integers(-200, 200, (16, 3))), np.zeros(16, np.uint8))]
+    codes = rng.integers(1, 256, (2, 64, 6, 6))
+    where = {"pixels": rng.random((2, 1, 6, 6)), "codes": rng.random((2, 64, 6, 6))}
+    dense = math.nan  # toggles of a computed word
+    for zero, share in (("pixels", 0.0), *((zero, share) for zero in where for share in (0.5, 0.8, 0.95))):
+        images = np.where(where[zero] < share, 0, codes).astype(np.uint8)
+        products, off = 0, math.nan
+        for mode in ZERO_SKIPS:
+            spec = dataclasses.replace(preset("demo"), zero_skip=mode)
+            planned = plan([conv, last], spec, input_bits=4, batch=2)
+            (run,), found = count_toggles(planned.assemble(weights, thresholds, np.ones(10), np.zeros(10)), images)
+            layers = estimate(planned).layers
+            products = products or sum(layer.account["computing"] for layer in layers if layer.account)
+            label = f"{share:.0%} of the {zero} zero, {mode}"
+            yield Measurement(f"toggles of the PE array, {label}", found.pe_array / products, "a bit product")
+            if mode == "off":
+                off = found.total
+                continue
+            yield Measurement(f"toggles of everything, {label}", found.total / off, "× off")
+            if mode == "gate":
+                if not share:
+                    dense = found.pe_array / run.counters["computed"]
+                elif zero == "pixels":
+                    held = (found.pe_array - dense * run.counters["computed"]) / run.counters["gated"]
+                    yield Measurement(
+                        f"toggles of the PE array, of a gated word, {label}", 100 * held / dense, "% of a computed one"
+                    )
+
+
+def toggles_of_digits(folder: Path) -> Iterator[Measurement]:
+    """Toggles in RTL, for each zero skip, of the demo's network on its own activations."""
+    from bitwright.sw.commands import compile_run, images_for
+
+    products = 0
+    for mode in ZERO_SKIPS:
+        program = compile_run(folder, array=dataclasses.replace(preset("demo"), zero_skip=mode), batch=1)
+        images = images_for(program, 32).images
+        found = count_toggles(program, images)[1]
+        layers = [layer for run in execute(program, images) for layer in run.layers]
+        products = products or sum(layer.account["computing"] for layer in layers if layer.account)
+        for part, value in _parts_of(found).items():
+            yield Measurement(f"toggles of {part}, digits, {mode}", value / products, "a bit product")
+
+
+def _parts_of(found: Toggles) -> dict[str, int]:
+    """Toggles of the parts of the PE array, of what feeds it, and of the rest."""
+    feeding = ("window buffer", "weight memory", "fetch")
+    others = [name for name in COMPONENTS if name not in PE_ARRAY + feeding]
+    parts = {name: (name,) for name in PE_ARRAY} | {"memories and fetch": feeding, "the rest": others}
+    return {part: sum(found.components[name] for name in names) for part, names in parts.items()}
+
+
 def zero_skip(folder: Path) -> Iterator[Measurement]:
     """What skipping words of zeros saves on the demo's network and images, against the share of words it may skip."""
     from bitwright.sw.commands import compile_run, images_for
@@ -409,6 +476,7 @@ def demo(folder: Path = Path("build") / "demo") -> Iterator[Measurement]:
     if not (folder / "summary.json").is_file():
         raise BitwrightError(f"{folder} has no summary.json of a demo; run make demo first.")
     yield from zero_skip(folder / "digits")
+    yield from toggles_of_digits(folder / "digits")
     for name, value in read_json(folder / "summary.json")["seconds"].items():
         yield Measurement(f"demo, {name}", value, "s")
 
@@ -463,6 +531,7 @@ def fill_page(path: Path, text: str, mark: str = "bench") -> None:
 GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
     "simulation": simulation,
     "cycles": lambda: chain(utilization(), precision(), sparsity(), mlp_beside_nngen()),
+    "toggles": toggles,
     "training": training,
     "search": searching,
     "demo": demo,

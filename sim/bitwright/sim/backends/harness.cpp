@@ -1,18 +1,25 @@
 // Drives the accelerator's host bus from a file of commands and writes what its probes show to another.
 // commands.py describes both files.
-// Usage: simulator COMMANDS RECORDS [VCD]
+// Usage: simulator COMMANDS RECORDS [WAVEFORM]
+// Compiled for SAIF, run N writes two files: WAVEFORM.N counts changes, and bits that are 1 when it starts as a change;
+// WAVEFORM.N.start counts these alone.
 
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "Vtop.h"
 #include "verilated.h"
-#if VM_TRACE
+#if VM_TRACE_VCD
 #include "verilated_vcd_c.h"
+using Waveform = VerilatedVcdC;
+#elif VM_TRACE_SAIF
+#include "verilated_saif_c.h"
+using Waveform = VerilatedSaifC;
 #endif
 
 #define PORT(group, name) top->group##___05F##name  // Verilator's spelling of group__name
@@ -27,17 +34,26 @@ struct Bench {
   std::vector<uint32_t> stream;  // what the weight stream offers in each run
   size_t streamed = 0;
 #if VM_TRACE
-  VerilatedVcdC vcd;
+  std::unique_ptr<Waveform> waveform;
+  std::string path;  // of the waveform; empty: none
 #endif
+  int runs = 0;
 
   void edge(int level) {
     top->clk = level;
     top->eval();
 #if VM_TRACE
-    if (vcd.isOpen()) vcd.dump(context.time());
+    if (waveform) waveform->dump(context.time());
 #endif
     context.timeInc(5);
   }
+#if VM_TRACE
+  void open(const std::string& name) {
+    waveform.reset(new Waveform);
+    top->trace(waveform.get(), 99);
+    waveform->open(name.c_str());
+  }
+#endif
   // Inputs are set while the clock is low, outputs are read before it rises.
   void tick() {
     edge(1);
@@ -74,6 +90,25 @@ struct Bench {
            static_cast<uint32_t>(data >> 32)});
   }
   bool run(uint32_t limit, const std::set<uint32_t>& traced) {  // whether it ended
+#if VM_TRACE_SAIF
+    if (!path.empty()) {
+      const std::string name = path + "." + std::to_string(runs);
+      for (const std::string& each : {name + ".start", name}) {
+        open(each);
+        waveform->dump(context.time());
+      }
+      context.timeInc(1);  // each dump is at a time of its own
+    }
+#endif
+    const bool ended = cycles(limit, traced);
+#if VM_TRACE_SAIF
+    waveform.reset();
+#endif
+    runs++;
+    put({0, !ended});
+    return ended;
+  }
+  bool cycles(uint32_t limit, const std::set<uint32_t>& traced) {  // whether the interrupt came
     streamed = 0;
     for (uint32_t cycle = 0; cycle < limit; cycle++) {
       PORT(weights, valid) = streamed < stream.size();
@@ -92,12 +127,8 @@ struct Bench {
         put({2, layer, PORT(probe, cycle), PORT(probe, busy), PORT(probe, stalls), PORT(probe, computed),
              PORT(probe, gated), PORT(probe, skipped), PORT(probe, compares), PORT(probe, writes),
              PORT(probe, loads)});
-      if (top->__SYM__interrupt) {
-        put({0, 0});
-        return true;
-      }
+      if (top->__SYM__interrupt) return true;
     }
-    put({0, 1});
     return false;
   }
 };
@@ -122,8 +153,10 @@ int main(int argc, char** argv) {
 #if VM_TRACE
   if (argc > 3) {
     bench.context.traceEverOn(true);
-    bench.top->trace(&bench.vcd, 99);
-    bench.vcd.open(argv[3]);
+    bench.path = argv[3];
+#if VM_TRACE_VCD
+    bench.open(bench.path);
+#endif
   }
 #endif
   const std::vector<uint32_t> commands = load(argv[1]);
@@ -150,7 +183,7 @@ int main(int argc, char** argv) {
     }
   }
 #if VM_TRACE
-  bench.vcd.close();
+  bench.waveform.reset();
 #endif
   bench.top->final();
   const bool failed = std::ferror(bench.records);

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,14 +43,18 @@ class VerilatorBackend:
         Array.
     vcd
         Also write a waveform there.
+    saif
+        Instead of a waveform, count toggles: of run ``N`` in the file of that name with ``.N`` added. Bits that are 1
+        when the run starts count as toggles of that cycle; another file, with ``.N.start`` added, has these alone.
     """
 
     name = "verilator"
 
-    def __init__(self, spec: ArraySpec, vcd: Path | None = None) -> None:
+    def __init__(self, spec: ArraySpec, vcd: Path | None = None, saif: Path | None = None) -> None:
         self.spec = spec
         self.vcd = vcd
-        self._simulator = build(spec, trace=vcd is not None)
+        self.saif = saif
+        self._simulator = build(spec, "saif" if saif else "vcd" if vcd else None)
 
     def run(self, program: Program, images: npt.NDArray[np.uint8], trace: Collection[int] = ()) -> list[Execution]:
         """Run images, a batch at a time, in one process: the Program is loaded once.
@@ -67,7 +72,9 @@ class VerilatorBackend:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bitwright-")))
             encode(program, images, trace).tofile(folder / "commands")
             arguments: list[str | Path] = [self._simulator, folder / "commands", folder / "records"]
-            if self.vcd is not None:
+            if self.saif is not None:
+                arguments.append(self.saif)
+            elif self.vcd is not None:
                 arguments.append(stack.enter_context(replacing(self.vcd)))
             ended = subprocess.run(arguments, capture_output=True, text=True, check=False)  # noqa: S603
             if ended.returncode:
@@ -79,8 +86,15 @@ class VerilatorBackend:
         return decode(program, images, trace, records)
 
 
-def build(spec: ArraySpec, *, trace: bool = False) -> Path:
+def build(spec: ArraySpec, trace: Literal["vcd", "saif"] | None = None) -> Path:
     """Compile the simulator of an array, unless that was done before; returns the executable.
+
+    Parameters
+    ----------
+    spec
+        Array.
+    trace
+        What the simulator can write of all signals.
 
     Raises
     ------
@@ -91,7 +105,7 @@ def build(spec: ArraySpec, *, trace: bool = False) -> Path:
         tool.require()
     binary, environment = verilator().require(), verilator_environment()
     text, harness = verilog(spec), _HARNESS.read_text()
-    options = [*_FLAGS, *(["--trace-vcd"] if trace else [])]
+    options = [*_FLAGS, *([f"--trace-{trace}"] if trace else [])]
     key = hashlib.sha256(
         "\0".join([text, harness, verilator().version, environment["MAKEFLAGS"], *options]).encode()
     ).hexdigest()[:24]
