@@ -16,6 +16,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.accelerator import Accelerator
+from bitwright.hw.array import PEArray
 from bitwright.hw.drain import SearchControl, ThresholdUnit, threshold_layout
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec, preset
@@ -32,11 +33,12 @@ from bitwright.hw.synthesis import (
     utilization,
 )
 from bitwright.sw.bench import Measurement, fill_page, page, shown
-from bitwright.sw.runs import write_json
+from bitwright.sw.runs import read_json, write_json
 
 CACHE = Path("build") / "area"
 
 FAMILIES: dict[Family, str] = {"xilinx7": "7-series", "ecp5": "ECP5", "ice40": "iCE40"}
+LUT_OF: dict[Family, str] = {"xilinx7": "LUT6", "ecp5": "LUT4", "ice40": "cells"}
 
 
 def bismo_dpu(lanes: int) -> float:
@@ -190,7 +192,7 @@ def elements() -> Iterator[Measurement]:
             for fabric in dict.fromkeys(("portable", family)):
                 used = _taken(ProcessingElement(lanes, 24, fabric=fabric), family)
                 name = f"PE, {lanes} lanes, {label}, {fabric} form"
-                unit = {"xilinx7": "LUT6", "ecp5": "LUT4", "ice40": "cells"}[family]
+                unit = LUT_OF[family]
                 target = f"<= {pe_reach}" if family == fabric == "xilinx7" else None
                 yield Measurement(name, used.luts, unit, target, f"BISMO's model: {bismo_dpu(lanes):.0f} LUT6")
                 yield Measurement(f"{name}: per binary product", used.luts / lanes, unit)
@@ -237,6 +239,21 @@ def thresholds() -> Iterator[Measurement]:
         yield Measurement(f"{name}: block RAMs", used.rams, "RAMB18")
 
 
+def arrays() -> Iterator[Measurement]:
+    """The PE array of 8 × 8 × 64, with what drains it: no memory, no control."""
+    spec = ArraySpec(rows=8, columns=8, lanes=64)
+    products = spec.rows * spec.columns * spec.lanes
+    for family, label in FAMILIES.items():
+        used = _taken(PEArray(spec, family), family)
+        unit = LUT_OF[family]
+        model = f"BISMO's model of as many dot product units: {spec.rows * spec.columns * bismo_dpu(64):,.0f} LUT6"
+        name = f"array, 8 × 8 × 64, {label}, {family} form"
+        yield Measurement(name, used.luts, unit, None, model)
+        yield Measurement(f"{name}: per binary product", used.luts / products, unit)
+        yield Measurement(f"{name}: carries", used.carries, "cells")
+        yield Measurement(f"{name}: flip-flops", used.flip_flops, "FF")
+
+
 def machine(name: str, part_name: str, reach: float) -> Iterator[Measurement]:
     """A whole accelerator, placed and routed, its bus and interrupt behind shift registers, its probe open."""
     spec, part = preset(name), PARTS[part_name]
@@ -267,6 +284,7 @@ def machine(name: str, part_name: str, reach: float) -> Iterator[Measurement]:
 
 GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
     "pe": elements,
+    "array": arrays,
     "counter": counters,
     "thresholds": thresholds,
     "tiny": lambda: machine("tiny", "up5k", 24),
@@ -281,21 +299,26 @@ def main() -> int:
         "--only", choices=GROUPS, action="append", help="measure this group, again for more; default all"
     )
     chosen = parser.parse_args().only or list(GROUPS)
-    measurements: list[Measurement] = []
+    path, table = Path("build") / "bench-area.json", Path("docs/area.md")
+    groups: dict[str, list[dict[str, Any]]] = read_json(path) if path.is_file() else {}
     failed = False
     for name in chosen:
+        measurements: list[Measurement] = []
         try:
             for each in GROUPS[name]():
                 measurements.append(each)
                 met = "" if each.met is None else "  met" if each.met else "  MISSED"
                 sys.stdout.write(f"{each.name}: {shown(each.value)} {each.unit} {each.reach or ''}{met}\n")
+                sys.stdout.flush()
         except BitwrightError as error:
             failed = True
             sys.stderr.write(f"bench-area: {name}: {error}\n")
-    write_json(Path("build") / "bench-area.json", [each.to_dict() for each in measurements])
-    table = Path("docs/area.md")
-    if table.is_file() and not failed:
-        fill_page(table, page(measurements))
+            continue
+        groups[name] = [each.to_dict() for each in measurements]
+        write_json(path, groups)
+    if table.is_file():
+        known = [entry for name in GROUPS for entry in groups.get(name, [])]
+        fill_page(table, page([Measurement.from_dict(entry) for entry in known]))
     sys.stdout.write(json.dumps({"written": ["build/bench-area.json"]}) + "\n")
     return 2 if failed else 0
 
