@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwright.hw.codebook import PLAIN_TABLE, CodebookDecoder, CodebookStreamer
-from bitwright.hw.isa import FLAG_LAST, HEADER_TO_READY, ArraySpec, Descriptor, Pass
+from bitwright.hw.isa import FLAG_LAST, HEADER_TO_READY, ArraySpec, Descriptor, Pass, repeat_table
 from bitwright.hw.sequencer import LayerSequencer
 from drive import drive, header
 
@@ -65,7 +65,15 @@ def test_each_lane_looks_up_its_index(codebook_bits, lanes):
 
 
 def test_a_plain_word_is_an_index_of_one_plane():
-    assert looked_up([0b1010, 0], PLAIN_TABLE, 4) == 0b1010
+    for above in (0, 0b1111, 0b0110):
+        assert looked_up([0b1010, above, above, 0], PLAIN_TABLE, 4) == 0b1010
+
+
+def test_tables_repeat():
+    array = spec(3)
+    assert repeat_table(0b10, 1, array) == 0b10101010 == PLAIN_TABLE & 0xFF
+    assert repeat_table(0xF6, 2, array) == 0x66
+    assert repeat_table(0xF6, 3, array) == 0xF6
 
 
 # CodebookStreamer ----------------------------------------------------------------------------------------------------
@@ -96,8 +104,10 @@ def transfer(rng: random.Random, array: ArraySpec, layer: Descriptor) -> Transfe
             writes += [(row, (layer.weight_base + n) % array.weight_depth, word()) for n in range(layer.stream_words)]
         return Transfer(layer, beats, writes)
     tables = [rng.getrandbits(1 << layer.index_planes) for _ in range(layer.decoded_planes)]
-    noise = [rng.getrandbits(32) >> (1 << layer.index_planes) << (1 << layer.index_planes) for _ in tables]
-    beats += [table | above for table, above in zip(tables, noise, strict=True)]
+    noise = [rng.getrandbits(32) >> (1 << array.codebook_bits) << (1 << array.codebook_bits) for _ in tables]
+    beats += [
+        repeat_table(table, layer.index_planes, array) | above for table, above in zip(tables, noise, strict=True)
+    ]
     for row in range(array.rows):
         for tile in range(layer.row_tiles):
             start = layer.weight_base + tile * layer.weight_tile_stride

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.fetch import descriptor_layout
 from bitwright.hw.isa import BUS_WIDTH, ArraySpec
 
-PLAIN_TABLE = 0b10
-"""Table of words that are stored as they are: an index of 0 is a 0, one of 1 is a 1."""
+PLAIN_TABLE = 0xAAAA
+"""Table of words that are stored as they are: indices of one plane, whatever the planes above it hold."""
 
 
 class CodebookDecoder(wiring.Component):
@@ -50,17 +50,25 @@ class CodebookDecoder(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         m = Module()
-        # All lanes at once, for the simulators' sake; synthesis finds the multiplexers.
-        words = [bit.replicate(self.spec.lanes) for bit in self.table]
-        for plane in range(self.spec.codebook_bits):
-            index = self.indices[plane]
-            pairs = zip(words[::2], words[1::2], strict=True)
-            halved = [Signal(self.spec.lanes, name=f"choice_{plane}_{n}") for n in range(len(words) // 2)]
-            m.d.comb += [
-                choice.eq((low & ~index) | (high & index)) for choice, (low, high) in zip(halved, pairs, strict=True)
-            ]
-            words = halved
-        m.d.comb += self.word.eq(words[0])
+        lanes, indices = self.spec.lanes, list(self.indices)
+        words = [bit.replicate(lanes) for bit in self.table]
+
+        def choose(index: Value, low: Value, high: Value) -> Signal:
+            """In each lane ``high`` where the index is set; of all lanes at once, for the simulators' sake."""
+            chosen = Signal(lanes, name="chosen")
+            m.d.comb += chosen.eq((low & ~index) | (high & index))
+            return chosen
+
+        while len(indices) > 1:
+            low, high, *indices = indices
+            fours = zip(*(words[n::4] for n in range(4)), strict=True)
+            # Where `high` is set, `first` is `low`: four-way, in the form that maps to two four-input or one six-input LUT.
+            found: list[Value] = []
+            for four in fours:
+                first = choose(high, choose(low, four[0], four[1]), low)
+                found.append(choose(high, first, choose(first, four[2], four[3])))
+            words = found
+        m.d.comb += self.word.eq(choose(indices[0], *words) if indices else words[0])
         return m
 
 
@@ -120,34 +128,43 @@ class CodebookStreamer(wiring.Component):
         m = Module()
         m.submodules.decoder = decoder = CodebookDecoder(spec)
         planes = max(2, spec.weight_planes_max)
-        tables = Array(Signal(1 << spec.codebook_bits, name=f"table_{n}", reset_less=True) for n in range(planes))
-        last_plane = Signal(range(planes))
+        # The upper half has the table of plain words: a multiplexer behind the memory would end up in every lane.
+        width = (planes - 1).bit_length()
+        m.submodules.tables = tables = memory.Memory(shape=1 << spec.codebook_bits, depth=2 << width, init=[])
+        write_table, read_table = tables.write_port(), tables.read_port()
+        last_plane = Signal(width)
         m.d.comb += last_plane.eq(layer.decoded_planes - 1)
 
         # Tables, then words.
-        number = Signal(range(planes))  # of the table
+        number = Signal(width)  # of the table; 0 in all other states
+        m.d.comb += [
+            write_table.addr.eq(Cat(number, self.start)),
+            write_table.data.eq(Mux(self.start, PLAIN_TABLE, self.beats.payload)),
+        ]
         ready = Signal()  # for a beat of a word
         ended = Signal()  # it is the last one
         taken = Signal()
         with m.FSM(name="take"):
             with m.State("idle"), m.If(self.start):
-                m.d.sync += number.eq(0)
+                m.d.comb += write_table.en.eq(1)
                 with m.If(layer.index_planes != 0):
                     m.next = "tables"
                 with m.Else():
                     m.next = "words"
             with m.State("tables"):
-                m.d.comb += self.beats.ready.eq(1)
+                m.d.comb += [self.beats.ready.eq(1), write_table.en.eq(self.beats.valid)]
                 with m.If(self.beats.valid):
-                    m.d.sync += [tables[number].eq(self.beats.payload), number.eq(number + 1)]
+                    m.d.sync += number.eq(number + 1)
                     with m.If(number == last_plane):
+                        m.d.sync += number.eq(0)
                         m.next = "words"
             with m.State("words"):
                 m.d.comb += [self.beats.ready.eq(ready), taken.eq(ready & self.beats.valid)]
                 with m.If(taken & ended):
                     m.next = "idle"
 
-        # Collect the planes of a word's indices, all beats of them, the newest one lowest.
+        # Collect the beats of a word's indices, the newest one lowest. Planes that they do not have hold what was there
+        # before: tables repeat, so that it makes no difference.
         chunks = spec.derived.chunks
         chunk, plane, word, row = Signal(range(chunks)), Signal(range(spec.codebook_bits)), Signal(16), Signal(8)
         plain, left = Signal(), Signal(16)  # words of this kind that are left in the row tile
@@ -165,7 +182,7 @@ class CodebookStreamer(wiring.Component):
             with m.If(filled):
                 m.d.sync += [chunk.eq(0), plane.eq(plane + 1), word.eq(word + 1)]
             with m.If(complete):
-                m.d.sync += [plane.eq(0), beats.eq(0)]  # zero the planes that the next word may not have
+                m.d.sync += plane.eq(0)
             with m.If(row_end):
                 m.d.sync += [word.eq(0), row.eq(row + 1)]
 
@@ -192,20 +209,20 @@ class CodebookStreamer(wiring.Component):
                     address.eq(next_tile),
                 ]
         with m.If(self.start):
-            m.d.sync += [chunk.eq(0), plane.eq(0), word.eq(0), row.eq(0), beats.eq(0)]
+            m.d.sync += [chunk.eq(0), plane.eq(0), word.eq(0), row.eq(0)]
 
         # Decode: a plane each cycle.
         active, single, final = Signal(), Signal(), Signal()
-        step, next_step = Signal(range(planes)), Signal(range(planes))
+        step, next_step = Signal(width), Signal(width)
         target, target_row = Signal(16), Signal(8)
-        table = Signal(1 << spec.codebook_bits, reset_less=True)
         indices = [Signal(spec.lanes, name=f"indices_{n}", reset_less=True) for n in range(spec.codebook_bits)]
         step_end = Signal()
         m.d.comb += [
             step_end.eq(single | (step == last_plane)),
             ready.eq(~(complete & active & ~step_end)),
             next_step.eq(Mux(taken & complete, 0, step + 1)),
-            decoder.table.eq(table),
+            read_table.addr.eq(Cat(next_step, taken & complete & plain)),
+            decoder.table.eq(read_table.data),
             *(decoder.indices[n].eq(held) for n, held in enumerate(indices)),
         ]
         m.d.sync += [self.write.eq(active), self.done.eq(active & step_end & final)]
@@ -218,12 +235,10 @@ class CodebookStreamer(wiring.Component):
             ]
         with m.If(active & step_end):
             m.d.sync += active.eq(0)
-        m.d.sync += [step.eq(next_step), table.eq(tables[next_step])]
+        m.d.sync += step.eq(next_step)
         with m.If(taken & complete):
             m.d.sync += [active.eq(1), single.eq(plain), final.eq(ended), target.eq(address), target_row.eq(row)]
             for index, held in enumerate(indices):
                 oldest = (index + 1) * chunks - 1
                 m.d.sync += held.eq(Cat(everything.word_select(oldest - n, BUS_WIDTH) for n in range(chunks)))
-            with m.If(plain):
-                m.d.sync += table.eq(PLAIN_TABLE)
         return m

@@ -32,8 +32,8 @@ Weights of a part with ``stream_words`` come in as beats of 32 bits, a word's lo
 order of their addresses, which begin with ``weight_base``.
 
 Those of a part with ``index_planes`` are coded: a weight is an index into a codebook, whose integers have
-``decoded_planes`` planes. Its stream starts with a table for each of these planes, a beat each: bit ``n`` is the plane of
-the codebook's entry ``n``. Then come the rows. Each row tile of a row begins with ``plain_words`` words that are stored as
+``decoded_planes`` planes. Its stream starts with a table for each of these planes, a beat each: bit ``n``, of
+``2**codebook_bits``, is the plane of the codebook's entry ``n % 2**index_planes``. Then come the rows. Each row tile of a row begins with ``plain_words`` words that are stored as
 they are, those of a residual addend. After these, ``index_planes`` words, the most significant plane first, give the
 indices of a word of the window; decoded, they become ``decoded_planes`` words, ``window_length`` addresses apart::
 
@@ -1175,6 +1175,12 @@ def split_planes(values: npt.NDArray[np.integer[Any]], encoding: Encoding, bits:
     if not valid.all():
         raise BitwrightError(f"Value {values[~valid].flat[0]} is not one of the {bits}-bit {encoding} encoding.")
     return planes
+
+
+def repeat_table(table: int, index_planes: int, spec: ArraySpec) -> int:
+    """Table of a plane of a codebook, as a stream starts with it, from its first ``2**index_planes`` bits."""
+    size = 1 << index_planes
+    return sum((table & ((1 << size) - 1)) << start for start in range(0, 1 << spec.codebook_bits, size))
 
 
 def granules_of(channels: int) -> int:

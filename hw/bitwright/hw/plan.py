@@ -31,6 +31,7 @@ from bitwright.hw.isa import (
     has_offset,
     pack_words,
     place_channels,
+    repeat_table,
     schedule_passes,
     split_planes,
     split_words,
@@ -257,7 +258,7 @@ class Plan:
             words = self._weight_words(part, layer, weights[part.layer], (residual_weights or {}).get(info.name))
             if layer.stream_words:
                 if info.codebook is not None:
-                    stream.append(_codebook_tables(info, info.codebook))
+                    stream.append(_codebook_tables(info, info.codebook, layer.index_planes, spec))
                 stream.append(words.reshape(-1).view("<u4"))
             else:
                 weight_memory[:, layer.weight_base : layer.weight_base + words.shape[1]] = words
@@ -379,10 +380,13 @@ class Plan:
         return tiles.transpose(1, 0, 2).reshape(rows, -1)
 
 
-def _codebook_tables(info: LayerInfo, codebook: Sequence[int]) -> npt.NDArray[np.uint32]:
+def _codebook_tables(
+    info: LayerInfo, codebook: Sequence[int], index_planes: int, spec: ArraySpec
+) -> npt.NDArray[np.uint32]:
     """Beats with which the stream of a coded part begins: for each plane the bits of the codebook's integers."""
     planes = split_planes(np.array(codebook), info.stored_encoding, info.weight_planes)
-    return (planes.astype(np.uint32) << np.arange(len(codebook), dtype=np.uint32)).sum(1, dtype=np.uint32)
+    tables = (planes.astype(np.int64) << np.arange(len(codebook))).sum(1)
+    return np.array([repeat_table(table, index_planes, spec) for table in tables.tolist()], np.uint32)
 
 
 def _indices(weights: npt.NDArray[np.int64], codebook: Sequence[int]) -> npt.NDArray[np.int64]:

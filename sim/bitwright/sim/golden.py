@@ -30,6 +30,7 @@ from bitwright.hw.isa import (
     pack_words,
     pass_coefficients,
     place_channels,
+    repeat_table,
     unpack_words,
 )
 from bitwright.hw.program import Program
@@ -667,6 +668,9 @@ def streamed_words(layer: Descriptor, spec: ArraySpec, beats: npt.NDArray[np.uin
     words = beats[len(tables) :].astype("<u4").view(np.uint8).reshape(spec.rows, layer.stream_words, -1)
     if not layer.index_planes:
         return words
+    for table in tables.tolist():
+        if table != (expected := repeat_table(table, layer.index_planes, spec)):
+            raise BitwrightError(f"A table of its codebook is {table:#x}, expected one that repeats, {expected:#x}.")
     tiles = words.reshape(spec.rows, layer.row_tiles, layer.stream_tile_words, -1)
     plain, coded = np.split(tiles, [layer.plain_words], axis=2)
     coded = coded.reshape(spec.rows, layer.row_tiles, layer.window_length, layer.index_planes, -1)
