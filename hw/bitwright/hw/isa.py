@@ -672,6 +672,12 @@ def descriptor_fields(spec: ArraySpec) -> tuple[Field, ...]:
     def address(name: str, width: int, meaning: str) -> Field:
         return Field(name, 0, 0xFFFF, min(width, 16), meaning)
 
+    def coded(name: str, high: int, meaning: str, bits: Literal[8, 16]) -> Field:
+        """Of no matter where nothing is coded."""
+        if spec.codebook_bits:
+            return count(name, 0, high, meaning, bits)
+        return Field(name, 0, (1 << bits) - 1, 1, meaning, bits=bits)
+
     def signed(name: str, meaning: str) -> Field:
         return Field(name, -min(0x8000, most), min(0x7FFF, most), 16, meaning, signed=True)
 
@@ -721,20 +727,9 @@ def descriptor_fields(spec: ArraySpec) -> tuple[Field, ...]:
         count(
             "stream_words", 0, spec.weight_depth if spec.weight_stream else 0, "weight words of each row streamed in"
         ),
-        count(
-            "plain_words",
-            0,
-            spec.weight_depth if spec.codebook_bits else 0,
-            "of a coded row tile, words stored as they are, before the coded ones",
-        ),
-        count("index_planes", 0, spec.codebook_bits, "planes of the indices of coded weights, 0 without", bits=8),
-        count(
-            "decoded_planes",
-            0,
-            spec.weight_planes_max if spec.codebook_bits else 0,
-            "planes that the indices are decoded to",
-            bits=8,
-        ),
+        coded("plain_words", spec.weight_depth, "words of a coded row tile stored as they are, before the others", 16),
+        count("index_planes", 0, spec.codebook_bits, "planes of the indices of coded weights, 0 if not coded", bits=8),
+        coded("decoded_planes", spec.weight_planes_max, "planes that the indices are decoded to", 8),
         address("threshold_base", derived.threshold_address_width, "address of the first tile's thresholds, minus one"),
         address(
             "coefficient_base",

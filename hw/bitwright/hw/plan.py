@@ -504,7 +504,8 @@ def _check_codebook(shape: LayerShape, codebook: Sequence[int], spec: ArraySpec)
         )
     if wrong := [entry for entry in shape.codebook or () if entry not in codebook]:
         raise BitwrightError(f"Layer {shape.name!r} has {wrong[0]} in its codebook, expected integers only.")
-    if not 1 <= len(codebook) <= (most := 1 << spec.codebook_bits):
+    most = 1 << spec.codebook_bits
+    if not 1 <= len(codebook) <= most:
         zero = ", with the zero that a grouped convolution needs" if 0 not in (shape.codebook or ()) and codebook else ""
         raise BitwrightError(
             f"Layer {shape.name!r} has a codebook of {len(codebook)} integers{zero}, this array takes 1 to {most} "
