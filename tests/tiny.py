@@ -155,7 +155,9 @@ def coded(zero_skip: ZeroSkip) -> Case:
 
     The planes of the last layer take longer to write than its indices to come.
     """
-    array = spec(4, 2, lanes=64, residual=True, weight_stream=True, codebook_bits=3, weight_depth=64, zero_skip=zero_skip)
+    array = spec(
+        4, 2, lanes=64, residual=True, weight_stream=True, codebook_bits=3, weight_depth=64, zero_skip=zero_skip
+    )
     identity = {"source": 0, "weight_encoding": "ternary"}
     layers = [
         conv(20, 2, weight_bits=4, codebook=(-7, -3, -1, 0, 2, 4, 7)),

@@ -19,7 +19,13 @@ from drive import drive, header
 def spec(codebook_bits: int, lanes: int = 32, **options: Any) -> ArraySpec:
     """Array with a decoder and few rows."""
     return ArraySpec(
-        rows=4, lanes=lanes, drain_planes=1, weight_stream=True, codebook_bits=codebook_bits, descriptor_depth=64, **options
+        rows=4,
+        lanes=lanes,
+        drain_planes=1,
+        weight_stream=True,
+        codebook_bits=codebook_bits,
+        descriptor_depth=64,
+        **options,
     )
 
 
@@ -50,7 +56,9 @@ def test_each_lane_looks_up_its_index(codebook_bits, lanes):
     async def bench(ctx):
         rng = random.Random(codebook_bits)
         # Every index, in some lane and in every one; tables with one entry and of all kinds.
-        everywhere = [[-(n >> place & 1) % (1 << lanes) for place in range(codebook_bits)] for n in range(1 << codebook_bits)]
+        everywhere = [
+            [-(n >> place & 1) % (1 << lanes) for place in range(codebook_bits)] for n in range(1 << codebook_bits)
+        ]
         mixed = [[rng.getrandbits(lanes) for _ in range(codebook_bits)] for _ in range(10)]
         tables = [1 << n for n in range(1 << codebook_bits)] + [rng.getrandbits(1 << codebook_bits) for _ in range(10)]
         for planes in everywhere + mixed:
@@ -116,7 +124,11 @@ def transfer(rng: random.Random, array: ArraySpec, layer: Descriptor) -> Transfe
             for n in range(layer.window_length):
                 planes = [word() for _ in range(layer.index_planes)][::-1]  # the most significant comes first
                 writes += [
-                    (row, (start + plane * layer.window_length + n) % array.weight_depth, looked_up(planes, table, lanes))
+                    (
+                        row,
+                        (start + plane * layer.window_length + n) % array.weight_depth,
+                        looked_up(planes, table, lanes),
+                    )
                     for plane, table in enumerate(tables)
                 ]
     return Transfer(layer, beats, writes)

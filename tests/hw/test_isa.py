@@ -389,7 +389,7 @@ CODED |= {"window_length": 3, "stream_words": 2 * (1 + 2 * 3)}
 @pytest.mark.parametrize("changes", [{"stream_words": 13}, {"row_tiles": 1}, {"plain_words": 2}, {"decoded_planes": 0}])
 def test_a_coded_stream_has_the_words_of_its_row_tiles(changes):
     Descriptor(fields=header(**CODED), passes=ONE).encode(RICH)
-    with pytest.raises(BitwrightError, match=r"streams \d+ words of indices, decoded to \d planes; its row tiles have \d+"):
+    with pytest.raises(BitwrightError, match=r"streams \d+ words of indices, decoded to \d planes; its row tiles have"):
         Descriptor(fields=header(**CODED | changes), passes=ONE).encode(RICH)
 
 

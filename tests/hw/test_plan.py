@@ -430,18 +430,32 @@ def test_weights_outside_the_codebook_are_refused():
     weights = [np.array([1, -2, 1]).reshape(3, 1, 1, 1), np.ones((2, 12), int)]
     assert len(result.assemble(weights, thresholds, np.ones(2), np.zeros(2)).stream)
     weights[0][2] = -1
-    with pytest.raises(BitwrightError, match=r"^Layer 'layer0': it has the weight -1, expected .* its codebook, -2, 1\.$"):
+    with pytest.raises(
+        BitwrightError, match=r"^Layer 'layer0': it has the weight -1, expected .* its codebook, -2, 1\.$"
+    ):
         result.assemble(weights, thresholds, np.ones(2), np.zeros(2))
 
 
 @pytest.mark.parametrize(
     ("options", "changes", "message"),
     [
-        ({"codebook": (0, 1)}, {"codebook_bits": 0}, r"has a codebook, this array has no decoder \(codebook_bits 0\); set"),
-        ({"codebook": tuple(range(-3, 2))}, {"codebook_bits": 2}, "has a codebook of 5 integers, this array takes 1 to 4"),
+        (
+            {"codebook": (0, 1)},
+            {"codebook_bits": 0},
+            r"has a codebook, this array has no decoder \(codebook_bits 0\); set",
+        ),
+        (
+            {"codebook": tuple(range(-3, 2))},
+            {"codebook_bits": 2},
+            "has a codebook of 5 integers, this array takes 1 to 4",
+        ),
         ({"codebook": ()}, {}, "has a codebook of 0 integers, this array takes 1 to 16"),
         ({"codebook": (0.5, 1)}, {}, "has 0.5 in its codebook, expected integers only"),
-        ({"codebook": (0, 4)}, {}, "has a codebook beyond its weights: Value 4 is not one of the 3-bit signed encoding"),
+        (
+            {"codebook": (0, 4)},
+            {},
+            "has a codebook beyond its weights: Value 4 is not one of the 3-bit signed encoding",
+        ),
         (
             {"codebook": (0, 1), "weight_encoding": "odd"},
             {},

@@ -143,10 +143,15 @@ def test_coded_weights_are_those_that_they_stand_for() -> None:
     program = check(CODED, coded, in_shape=(2, 7, 7))
     assert any(layer.index_planes and layer.plain_words for layer in program.parsed)
     rng = np.random.default_rng(0)
-    weights = [rng.integers(-1, 1, (20, 2, 3, 3)), rng.choice(codebook, (24, 20, 3, 3)), rng.integers(-1, 1, (7, 24 * 49))]
+    weights = [
+        rng.integers(-1, 1, (20, 2, 3, 3)),
+        rng.choice(codebook, (24, 20, 3, 3)),
+        rng.integers(-1, 1, (7, 24 * 49)),
+    ]
     residual = {"layer1": rng.integers(-1, 2, (24, 20))}
     thresholds = [
-        (np.sort(rng.integers(-30, 30, (channels, 3)), axis=1), np.zeros((channels, 3), np.uint8)) for channels in (20, 24)
+        (np.sort(rng.integers(-30, 30, (channels, 3)), axis=1), np.zeros((channels, 3), np.uint8))
+        for channels in (20, 24)
     ]
     results, beats, cycles = [], [], []
     for each in (layers, coded):

@@ -62,7 +62,7 @@ class CodebookDecoder(wiring.Component):
         while len(indices) > 1:
             low, high, *indices = indices
             fours = zip(*(words[n::4] for n in range(4)), strict=True)
-            # Where `high` is set, `first` is `low`: four-way, in the form that maps to two four-input or one six-input LUT.
+            # Where `high` is set, `first` is `low`: a choice of four in a form that fits two LUT4, or one LUT6.
             found: list[Value] = []
             for four in fours:
                 first = choose(high, choose(low, four[0], four[1]), low)

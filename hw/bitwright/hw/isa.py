@@ -28,14 +28,15 @@ Weights of output channel ``tile * rows + row`` lie in the bank of ``row``, word
 
 Streams
 -------
-Weights of a part with ``stream_words`` come in as beats of 32 bits, a word's lowest first: for each row its words, in the
-order of their addresses, which begin with ``weight_base``.
+Weights of a part with ``stream_words`` come in as beats of 32 bits, a word's lowest first: for each row its words, in
+the order of their addresses, which begin with ``weight_base``.
 
 Those of a part with ``index_planes`` are coded: a weight is an index into a codebook, whose integers have
 ``decoded_planes`` planes. Its stream starts with a table for each of these planes, a beat each: bit ``n``, of
-``2**codebook_bits``, is the plane of the codebook's entry ``n % 2**index_planes``. Then come the rows. Each row tile of a row begins with ``plain_words`` words that are stored as
-they are, those of a residual addend. After these, ``index_planes`` words, the most significant plane first, give the
-indices of a word of the window; decoded, they become ``decoded_planes`` words, ``window_length`` addresses apart::
+``2**codebook_bits``, is the plane of the codebook's entry ``n % 2**index_planes``. Then come the rows. Each row tile of
+a row begins with ``plain_words`` words that are stored as they are, those of a residual addend. After these, for each
+word of the window, come the ``index_planes`` words of its indices, the most significant plane first; decoded, they
+become ``decoded_planes`` words, ``window_length`` addresses apart::
 
     address(tile, word) = base + tile * tile_stride + word                                          plain words
     address(tile, plane, word) = base + tile * tile_stride + plain_words + plane * window_length + word
@@ -1004,10 +1005,10 @@ class Descriptor:
         return tables + self.stream_words * spec.rows * spec.derived.chunks
 
     def stream_cycles(self, spec: ArraySpec) -> int:
-        """Cycles from the header's readiness to that of the layer for which the stream, if it never waits, is the cause.
+        """Cycles between the readiness of the header and that of the layer, if the stream always has a beat.
 
-        A coded word takes the cycles in which its indices come in, or those in which the word before is written, a plane
-        each: whichever is more.
+        A coded word takes the cycles in which its indices come in, or those in which the word before is written, a
+        plane each: whichever is more.
         """
         if not self.stream_words:
             return 0
@@ -1054,8 +1055,8 @@ class Descriptor:
             expected_words = self.row_tiles * self.stream_tile_words
             if not self.decoded_planes or self.stream_words != expected_words:
                 raise BitwrightError(
-                    f"Descriptor streams {self.stream_words} words of indices, decoded to {self.decoded_planes} planes; "
-                    f"its row tiles have {expected_words}, and at least 1 plane."
+                    f"Descriptor streams {self.stream_words} words of indices, decoded to {self.decoded_planes} "
+                    f"planes; its row tiles have {expected_words}, and at least 1 plane."
                 )
         plane_words = self.plane_words(spec)
         if (words := sum(plane_words)) > spec.window_depth:

@@ -294,7 +294,7 @@ class Plan:
         weights: npt.NDArray[np.integer[Any]],
         residual: npt.NDArray[np.integer[Any]] | None,
     ) -> npt.NDArray[np.uint8]:
-        """Words of one part's weights, shape (rows, row tiles × words of a tile, lanes / 8), coded where it has a codebook."""
+        """Words of one part's weights, coded if it has a codebook: (rows, row tiles × words of a tile, lanes / 8)."""
         info, rows = self.layers[part.layer], self.spec.rows
         channels, groups = info.in_shape[0], info.groups
         taps = info.in_shape[1:] if info.kind == "linear" else info.kernel
@@ -506,7 +506,8 @@ def _check_codebook(shape: LayerShape, codebook: Sequence[int], spec: ArraySpec)
         raise BitwrightError(f"Layer {shape.name!r} has {wrong[0]} in its codebook, expected integers only.")
     most = 1 << spec.codebook_bits
     if not 1 <= len(codebook) <= most:
-        zero = ", with the zero that a grouped convolution needs" if 0 not in (shape.codebook or ()) and codebook else ""
+        given = set(shape.codebook or ())
+        zero = ", with the zero that a grouped convolution needs" if len(codebook) > len(given) else ""
         raise BitwrightError(
             f"Layer {shape.name!r} has a codebook of {len(codebook)} integers{zero}, this array takes 1 to {most} "
             "(2**codebook_bits)."
@@ -646,21 +647,22 @@ class _Planner:
     def _place_weights(self) -> None:
         """Choose the layers whose weights are streamed in, where the array can.
 
-        Without codebooks: all of them where they do not all fit. With codebooks: those that have one, and the others too
-        if they take more than half of the memory or leave too little room for a row tile.
+        Without codebooks: all of them where they do not all fit. With codebooks: those that have one, and the others
+        too if they take more than half of the memory or leave too little room for a row tile.
         """
         if not self.spec.weight_stream:
             return
         numbers = range(len(self.shapes))
-        tiles = [self._tile_words(index, self._window_granules(index, range(self._pixel_granules(index))))[1]
-                 for index in numbers]  # fmt: skip
-        words = [-(-shape.out_channels // self.spec.rows) * tile for shape, tile in zip(self.shapes, tiles, strict=True)]
+        windows = [self._window_granules(index, range(self._pixel_granules(index))) for index in numbers]
+        tiles = [self._tile_words(index, granules)[1] for index, granules in enumerate(windows)]
+        words = [-(-self.shapes[index].out_channels // self.spec.rows) * tiles[index] for index in numbers]
+        depth = self.spec.weight_depth
         coded = frozenset(index for index in numbers if self.shapes[index].codebook is not None)
-        if not coded and sum(words) <= self.spec.weight_depth:
+        if not coded and sum(words) <= depth:
             return
         resident = sum(words[index] for index in numbers if index not in coded)
-        room = (self.spec.weight_depth - resident) // 2
-        if coded and resident <= self.spec.weight_depth // 2 and max(tiles[index] for index in coded) <= room:
+        largest = max((tiles[index] for index in coded), default=0)
+        if coded and resident <= depth // 2 and largest <= (depth - resident) // 2:
             self.streamed, self.resident_words = coded, resident
         else:
             self.streamed = frozenset(numbers)
