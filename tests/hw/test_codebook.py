@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bitwright.hw.codebook import PLAIN_TABLE, CodebookDecoder, CodebookStreamer
 from bitwright.hw.isa import FLAG_LAST, HEADER_TO_READY, ArraySpec, Descriptor, Pass, repeat_table
 from bitwright.hw.sequencer import LayerSequencer
+from bitwright.hw.synthesis import design_text, synthesize, utilization
 from drive import drive, header
 
 
@@ -82,6 +83,14 @@ def test_tables_repeat():
     assert repeat_table(0b10, 1, array) == 0b10101010 == PLAIN_TABLE & 0xFF
     assert repeat_table(0xF6, 2, array) == 0x66
     assert repeat_table(0xF6, 3, array) == 0xF6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("codebook_bits", "luts"), [(1, 0.5), (2, 1), (3, 2.5), (4, 5)])
+def test_a_lane_takes_as_many_luts_as_its_choice(codebook_bits, luts, tmp_path):
+    """Four-way choices of one six-input LUT each: one for 4 bits of a table, five for 16."""
+    text = design_text(CodebookDecoder(spec(codebook_bits, 64)))
+    assert utilization(synthesize(text, "xilinx7", tmp_path)).luts <= luts * 64
 
 
 # CodebookStreamer ----------------------------------------------------------------------------------------------------
