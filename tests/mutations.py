@@ -132,6 +132,69 @@ MUTATIONS = (
         "plane of the residual", "sequencer.py", "plane >= layer.activation_planes", "plane > layer.activation_planes"
     ),
     Mutation("words left out not counted", "sequencer.py", "self.skipped + words - length", "self.skipped + words"),
+    # Coded weights.
+    Mutation(
+        "index planes the wrong way",
+        "codebook.py",
+        "oldest = (index + 1) * chunks - 1",
+        "oldest = (spec.codebook_bits - index) * chunks - 1",
+    ),
+    Mutation(
+        "chunks of an index the wrong way", "codebook.py", "oldest - n, BUS_WIDTH", "oldest - chunks + 1 + n, BUS_WIDTH"
+    ),
+    Mutation("plain words looked up", "codebook.py", "Cat(next_step, taken & complete & plain)", "Cat(next_step, 0)"),
+    Mutation(
+        "one table for all planes",
+        "codebook.py",
+        "write_table.addr.eq(Cat(number, self.start))",
+        "write_table.addr.eq(Cat(0 * number, self.start))",
+    ),
+    Mutation(
+        "choice of four",
+        "codebook.py",
+        "choose(high, choose(low, four[0], four[1]), low)",
+        "choose(low, four[0], four[1])",
+    ),
+    Mutation(
+        "planes of a coded word side by side",
+        "codebook.py",
+        "target.eq(target + layer.window_length)",
+        "target.eq(target + 1)",
+    ),
+    Mutation(
+        "coded words over the plain ones",
+        "codebook.py",
+        "m.d.sync += [plain.eq(0), left.eq(layer.window_length)]",
+        "m.d.sync += [plain.eq(0), left.eq(layer.window_length), address.eq(tile_address)]",
+    ),
+    Mutation(
+        "row tiles without plain words",
+        "codebook.py",
+        "plain.eq(begins_plain | (layer.index_planes == 0))",
+        "plain.eq(layer.index_planes == 0)",
+    ),
+    Mutation("row tiles side by side", "codebook.py", "tile_address + layer.weight_tile_stride", "address + 1"),
+    Mutation(
+        "next row not at its first address",
+        "codebook.py",
+        "next_tile.eq(Mux(rewind, layer.weight_base, ",
+        "next_tile.eq(Mux(self.start, layer.weight_base, ",
+    ),
+    Mutation(
+        "planes cut short by the next word", "codebook.py", "ready.eq(~(complete & active & ~step_end))", "ready.eq(1)"
+    ),
+    Mutation(
+        "index planes of another descriptor",
+        "accelerator.py",
+        "streamer.layer.eq(sequencer.stream_layer)",
+        "streamer.layer.eq(sequencer.layer)",
+    ),
+    Mutation(
+        "layer starts a plane early",
+        "codebook.py",
+        "self.done.eq(active & step_end & final)",
+        "self.done.eq(taken & ended)",
+    ),
     # Operations.
     Mutation("first pass clears every word", "sequencer.py", " & (extra == 0) & (index == 0)", ""),
     Mutation("doubling at every word", "sequencer.py", "entry.double & (index == 0)", "entry.double"),

@@ -93,9 +93,13 @@ def random_program(
     residual_coefficients: dict[str, npt.NDArray[np.int64]] = {}
     for index, info in enumerate(planned.layers):
         bits = planned.layers[index].weight_bits - (info.stored_encoding != info.weight_encoding)
-        values = random_weights(rng, info.weight_encoding, bits, (info.conv_shape[0], info.fan_in))
-        planes, first = layers[index].get("zero_planes", (0, 0))
-        values[first:] = clear_planes(values[first:], info.weight_encoding, bits, planes)
+        shape = (info.conv_shape[0], info.fan_in)
+        if info.codebook is None:
+            values = random_weights(rng, info.weight_encoding, bits, shape)
+            planes, first = layers[index].get("zero_planes", (0, 0))
+            values[first:] = clear_planes(values[first:], info.weight_encoding, bits, planes)
+        else:
+            values = rng.choice(np.array(info.codebook), shape)
         weights.append(values)
         largest = (1 << info.input_planes) - 1
         if has_coefficients(info.weight_encoding):

@@ -1,5 +1,6 @@
 """Hypothesis strategies for arrays and networks; each example is a small Program with its images."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ from bitwright.hw.isa import (
     GRANULE,
     ArraySpec,
     Descriptor,
+    Encoding,
     Pass,
     descriptor_fields,
     has_coefficients,
+    split_planes,
 )
 from bitwright.hw.program import Program
 from programs import conv, linear, random_images, random_program, shapes
@@ -32,6 +35,7 @@ def specs(draw: st.DrawFn) -> ArraySpec:
     columns_per_copy = draw(st.sampled_from([1, 1, 2, 3]))
     banks = -(-(rows + BANK - GRANULE) // BANK)
     weight_stream = draw(st.sampled_from([False, True]))
+    codebook_bits = draw(st.sampled_from([0, 1, 2, 3, 4])) if weight_stream else 0
     return ArraySpec(
         rows=rows,
         columns=columns_per_copy * draw(st.integers(1, 4 // columns_per_copy)),
@@ -42,6 +46,7 @@ def specs(draw: st.DrawFn) -> ArraySpec:
         drain_planes=draw(st.sampled_from([planes for planes in (1, 2, 4) if banks * planes <= lanes // BANK])),
         residual=draw(st.booleans()),
         weight_stream=weight_stream,
+        codebook_bits=codebook_bits,
         activation_depth=4096,
         window_depth=256,
         weight_depth=draw(st.sampled_from([8, 16, 64])) if weight_stream else 4096,
@@ -66,7 +71,26 @@ def weights(draw: st.DrawFn, spec: ArraySpec) -> dict[str, Any]:
         options["zero_planes"] = draw(st.tuples(st.integers(0, 15), st.sampled_from([0, 0, spec.rows])))
     if spec.coefficient_bits and draw(st.booleans()):
         options["code_table"] = tuple(draw(st.permutations(range(1 << planes))))
+    if spec.codebook_bits and draw(st.booleans()):
+        options["codebook"] = draw(codebooks(spec, encoding, bits))
     return options
+
+
+def integers(encoding: Encoding, bits: int) -> list[int]:
+    """All integers of an encoding."""
+    found: list[int] = []
+    for value in range(-(1 << bits), 1 << bits):
+        with contextlib.suppress(BitwrightError):
+            split_planes(np.array(value), encoding, bits)
+            found.append(value)
+    return found
+
+
+@st.composite
+def codebooks(draw: st.DrawFn, spec: ArraySpec, encoding: Encoding, bits: int) -> tuple[int, ...]:
+    """Integers of an encoding, in any order, as many as an array decodes, or fewer."""
+    entries = st.lists(st.sampled_from(integers(encoding, bits)), min_size=1, max_size=1 << spec.codebook_bits)
+    return tuple(draw(entries))
 
 
 @st.composite
@@ -147,6 +171,11 @@ def descriptors(draw: st.DrawFn, spec: ArraySpec) -> Descriptor:
     words = layer.plane_words(spec)
     assume(sum(words) <= spec.window_depth)
     fields |= {"window_length": layer.window_words(spec), "residual_length": layer.residual_words(spec)}
+    if fields["index_planes"]:
+        fields |= {"row_tiles": draw(st.integers(1, 3)), "plain_words": draw(st.integers(0, 9))}
+        fields["decoded_planes"] = draw(st.integers(1, spec.weight_planes_max))
+        fields["stream_words"] = fields["row_tiles"] * layer.stream_tile_words
+        assume(fields["stream_words"] <= spec.weight_depth)
     passes: list[Pass] = []
     for _ in range(draw(st.integers(1, 6))):
         plane = draw(st.integers(0, len(words) - 1))

@@ -153,6 +153,25 @@ def streamed(zero_skip: ZeroSkip) -> Case:
     return _case(array, [conv(20, 2), conv(9, 2), linear(3)], in_shape=(3, 4, 4), input_bits=2, images=2)
 
 
+def coded(zero_skip: ZeroSkip) -> Case:
+    """Indices of one to three planes, beside weights that stay; a grouped layer; a residual with weights as they are.
+
+    The planes of the last layer take longer to write than its indices to come.
+    """
+    array = spec(
+        4, 2, lanes=64, residual=True, weight_stream=True, codebook_bits=3, weight_depth=64, zero_skip=zero_skip
+    )
+    identity = {"source": 0, "weight_encoding": "ternary"}
+    layers = [
+        conv(20, 2, weight_bits=4, codebook=(-7, -3, -1, 0, 2, 4, 7)),
+        conv(6, 3, padding=1, residual=identity, weight_encoding="odd", weight_bits=3, codebook=(-5, -1, 1, 7)),
+        conv(8, 1, groups=2, weight_encoding="bipolar", weight_bits=1, codebook=(-1, 1)),
+        conv(5, 2, weight_bits=3),
+        linear(3, weight_bits=8, codebook=(-100, 27)),
+    ]
+    return _case(array, layers, in_shape=(3, 4, 4), input_bits=2, images=2)
+
+
 CASES: dict[str, Callable[[ZeroSkip], Case]] = {
     case.__name__: case
     for case in (
@@ -167,6 +186,7 @@ CASES: dict[str, Callable[[ZeroSkip], Case]] = {
         grouped,
         bases,
         streamed,
+        coded,
         overlapping,
         wide,
     )

@@ -330,9 +330,11 @@ def beats_of(program: Program, gaps: random.Random, share: float) -> Iterator[in
         yield beat
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_weights_may_come_at_any_pace(share: float) -> None:
-    program, images = CASES["streamed"]("skip")
+@pytest.mark.parametrize(
+    ("name", "share"), [("streamed", 0.0), ("streamed", 0.3), ("streamed", 0.9), ("coded", 0.0), ("coded", 0.6)]
+)
+def test_weights_may_come_at_any_pace(name: str, share: float) -> None:
+    program, images = CASES[name]("skip")
     expected, counters = predicted(program, images[:1])
     dut = Accelerator(program.spec)
 
@@ -455,7 +457,10 @@ def most_cycles(layer: Descriptor, array: ArraySpec) -> int:
     drain = array.columns * max(array.rows, array.activation_planes_max)
     loads = array.columns + layer.group_loads(array) + LOAD_LATENCY
     group = loads + passes + SCHEDULE_OVERHEAD + layer.row_tiles * max(operations, drain)
-    stream = layer.stream_words * array.rows * array.derived.chunks + STREAM_OVERHEAD
+    # A table for each plane that there may be, then words of so many beats, each decoded to so many planes at most.
+    planes = 1 << (array.weight_planes_max - 1).bit_length() if array.codebook_bits else 0
+    words = layer.stream_words * array.rows + 1
+    stream = planes + words * max(array.derived.chunks, planes) + STREAM_OVERHEAD
     return stream + -(-layer.pixels // array.columns) * group + drain
 
 
@@ -605,15 +610,17 @@ def test_thousands_of_corrupt_descriptors_end(zero_skip: ZeroSkip, tmp_path: Pat
         coefficient_bits=4,
         coefficient_depth=128,
         weight_stream=True,
+        codebook_bits=2 if zero_skip == "skip" else 0,
         weight_depth=16,
         window_depth=32,
         descriptor_depth=256,
         zero_skip=zero_skip,
     )
     rng = np.random.default_rng(11)
+    codebook = {"codebook": (-2, 0, 1)} if array.codebook_bits else {}
     layers = [
         conv(10, 2, output_planes=3),
-        conv(10, 3, padding=1, residual={"source": 0, "weight_encoding": "ternary"}),
+        conv(10, 3, padding=1, residual={"source": 0, "weight_encoding": "ternary"}, **codebook),
         conv(6, 1, weight_encoding="bipolar_basis", pool=2),
         linear(3),
     ]

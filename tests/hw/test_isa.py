@@ -53,6 +53,8 @@ def encoded_values(encoding, bits):
         ({"coefficient_bits": 17}, "coefficient_bits is 17, expected an integer from 0 to 16"),
         ({"residual": 1}, "residual is 1, expected true or false"),
         ({"weight_stream": "yes"}, "weight_stream is 'yes', expected true or false"),
+        ({"codebook_bits": 5, "weight_stream": True}, "codebook_bits is 5, expected an integer from 0 to 4"),
+        ({"codebook_bits": 2}, "codebook_bits 2 but no weight_stream, .*; set weight_stream to true"),
         ({"zero_skip": "maybe"}, "zero_skip is 'maybe', expected off, gate or skip"),
     ],
 )
@@ -74,7 +76,7 @@ def test_arrays_from_a_table_start_at_a_preset():
 
 
 def test_every_parameter_changes_the_check_value():
-    base = ArraySpec(columns=16, columns_per_copy=2, lanes=128, drain_planes=1)
+    base = ArraySpec(columns=16, columns_per_copy=2, lanes=128, drain_planes=1, weight_stream=True)
     other = {
         "rows": 16,
         "columns": 8,
@@ -86,7 +88,8 @@ def test_every_parameter_changes_the_check_value():
         "coefficient_bits": 8,
         "drain_planes": 2,
         "residual": False,
-        "weight_stream": True,
+        "weight_stream": False,
+        "codebook_bits": 2,
         "prefetch": False,
         "row_tiles_max": 8,
         "counter_width": 24,
@@ -318,7 +321,7 @@ def test_passes_out_of_range_are_refused(changes, message):
 
 # Descriptors ----------------------------------------------------------------------------------------------------------
 
-RICH = dataclasses.replace(isa.preset("edge"), coefficient_bits=8, weight_stream=True)
+RICH = dataclasses.replace(isa.preset("edge"), coefficient_bits=8, weight_stream=True, codebook_bits=4)
 """An array with everything."""
 
 
@@ -377,6 +380,35 @@ def test_every_field_out_of_range_is_named():
 def test_windows_and_pass_counts_are_checked(changes, passes, message):
     with pytest.raises(BitwrightError, match=message):
         Descriptor(fields=header(**changes), passes=ONE * passes).encode(RICH)
+
+
+CODED = {"index_planes": 2, "decoded_planes": 3, "plain_words": 1, "row_tiles": 2, "run_granules": 33}
+CODED |= {"window_length": 3, "stream_words": 2 * (1 + 2 * 3)}
+
+
+@pytest.mark.parametrize("changes", [{"stream_words": 13}, {"row_tiles": 1}, {"plain_words": 2}, {"decoded_planes": 0}])
+def test_a_coded_stream_has_the_words_of_its_row_tiles(changes):
+    Descriptor(fields=header(**CODED), passes=ONE).encode(RICH)
+    with pytest.raises(BitwrightError, match=r"streams \d+ words of indices, decoded to \d planes; its row tiles have"):
+        Descriptor(fields=header(**CODED | changes), passes=ONE).encode(RICH)
+
+
+def test_a_coded_stream_starts_with_its_tables():
+    coded = Descriptor(fields=header(**CODED, weight_base=7, weight_tile_stride=100), passes=ONE)
+    assert coded.stream_beats(RICH) == 3 + 14 * RICH.rows * RICH.derived.chunks
+    assert coded.stream_addresses().tolist() == [*range(7, 17), *range(107, 117)]
+    stored = Descriptor(fields=header(stream_words=14, weight_base=7), passes=ONE)
+    assert stored.stream_beats(RICH) == 14 * RICH.rows * RICH.derived.chunks
+    assert stored.stream_addresses().tolist() == list(range(7, 21))
+    assert Descriptor(fields=header(), passes=ONE).stream_cycles(RICH) == 0
+
+
+def test_what_is_not_coded_needs_nothing_of_it():
+    """An array without a decoder refuses indices, and does not look at the rest."""
+    array = dataclasses.replace(RICH, codebook_bits=0)
+    Descriptor(fields=header(plain_words=0xFFFF, decoded_planes=0xFF), passes=ONE).encode(array)
+    with pytest.raises(BitwrightError, match="field index_planes is 2, this array accepts 0 to 0"):
+        Descriptor(fields=header(**CODED), passes=ONE).encode(array)
 
 
 def test_unknown_fields_have_no_value():

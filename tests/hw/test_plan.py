@@ -280,7 +280,10 @@ def test_memories_are_handed_out_without_gaps(network):
     for layer in result.descriptors:
         words = tile_words(layer, spec)
         assert layer.weight_tile_stride == words
-        if layer.stream_words:
+        if layer.index_planes:
+            assert layer.stream_words == layer.row_tiles * layer.stream_tile_words
+            assert words == layer.plain_words + layer.decoded_planes * layer.window_length
+        elif layer.stream_words:
             assert layer.stream_words == layer.row_tiles * words
         else:
             weights += range(layer.weight_base, layer.weight_base + layer.row_tiles * words)
@@ -310,18 +313,20 @@ def test_passes_are_all_pairs_of_planes(network):
     for part, layer in zip(result.parts, result.descriptors, strict=True):
         shape = layers[part.layer]
         planes = isa.weight_planes(*shape.stored_encoding)
-        words = layer.window_length
+        words, main, extra = layer.window_length, 0, len(planes) * layer.window_length
+        if shape.codebook is not None:  # coded weights follow those of the residual
+            main, extra = layer.plain_words, 0
         # Windows begin with the most significant planes of the input, and of the residual.
         top, residual_top = layer.activation_planes - 1, layer.activation_planes + layer.residual_planes - 1
         expected = {
-            (i * words, top - j): (-1 if negate else 1) << (significance + j)
+            (main + i * words, top - j): (-1 if negate else 1) << (significance + j)
             for i, (significance, negate) in enumerate(planes)
             for j in range(layer.activation_planes)
         }
         if shape.residual is not None:
             addend = isa.weight_planes(shape.residual.weight_encoding, shape.residual.weight_bits)
             expected |= {
-                (len(planes) * words + i * layer.residual_length, residual_top - j): (-1 if negate else 1)
+                (extra + i * layer.residual_length, residual_top - j): (-1 if negate else 1)
                 << (significance + j + shape.residual.shift)
                 for i, (significance, negate) in enumerate(addend)
                 for j in range(layer.residual_planes)
@@ -417,6 +422,121 @@ def test_streamed_layers_alternate_between_the_halves_of_the_memory():
         assert all((len(part.tiles) + 1) * count > 32 for part, count in zip(parts[:-1], words[:-1], strict=True))
 
 
+CODED = dataclasses.replace(SPEC, weight_stream=True, codebook_bits=4, weight_depth=256)
+
+
+def test_coded_weights_are_streamed_between_those_that_stay():
+    layers = [conv(40, 3, codebook=(0, 1)), conv(40, 3), conv(8, 1, codebook=(1,)), linear(10, codebook=(-2, 0, 1))]
+    result = plan(shapes((3, 7, 7), layers), CODED, input_bits=8)
+    assert [part.layer for part in result.parts] == [0, 1, 2, 3]
+    resident = result.descriptors[1]
+    assert result.weight_words == resident.row_tiles * resident.weight_tile_stride
+    assert (resident.stream_words, resident.weight_base, resident.index_planes) == (0, 0, 0)
+    room = (256 - result.weight_words) // 2
+    for number, (part, layer) in enumerate(zip(result.parts, result.descriptors, strict=True)):
+        if part.layer != 1:
+            assert layer.weight_base == result.weight_words + number % 2 * room
+            assert 0 < layer.row_tiles * layer.weight_tile_stride <= room
+            assert (layer.index_planes, layer.decoded_planes) == (2 if part.layer == 3 else 1, 2)
+            assert layer.stream_words == layer.row_tiles * layer.index_planes * layer.window_length
+
+
+def test_weights_that_would_leave_too_little_room_are_streamed_as_well():
+    """A row tile of the coded layer takes 64 words: two of them fit beside the 10 that could stay, or alone."""
+    layers = [conv(40, 3), linear(10, weight_bits=4, codebook=(0, 1))]
+    beside, alone = (
+        plan(shapes((4, 7, 7), layers), dataclasses.replace(CODED, weight_depth=depth), input_bits=2)
+        for depth in (256, 128)
+    )
+    assert (beside.weight_words, alone.weight_words) == (10, 0)
+    assert [bool(layer.stream_words) for layer in beside.descriptors] == [False, True, True]
+    assert [layer.weight_base for layer in alone.descriptors] == [0, 64, 0]
+    assert [bool(layer.index_planes) for layer in alone.descriptors] == [False, True, True]
+    large = [conv(40, 3, weight_bits=8), conv(40, 3, weight_bits=8), linear(10, codebook=(0, 1))]
+    result = plan(shapes((4, 7, 7), large), CODED, input_bits=2)
+    assert result.weight_words == 0  # more than half of the memory would stay
+
+
+def test_a_codebook_is_streamed_with_the_indices_of_the_weights():
+    rng = np.random.default_rng(0)
+    codebook = (5, -8, 2, 0, 7, -8)
+    layers = [conv(12, 3, padding=1, weight_bits=4, codebook=codebook), linear(3, codebook=(1,))]
+    result = plan(shapes((5, 4, 4), layers), CODED, input_bits=2)
+    assert [info.codebook for info in result.layers] == [(-8, 0, 2, 5, 7), (1,)]
+    weights = [rng.choice(codebook, (12, 5, 3, 3)), np.ones((3, 192), int)]
+    thresholds = [(np.zeros((12, 3), np.int64), np.zeros((12, 3), np.uint8))]
+    program = result.assemble(weights, thresholds, np.ones(3), np.zeros(3))
+    layer = result.descriptors[0]
+    assert (layer.index_planes, layer.decoded_planes, layer.row_tiles, layer.plain_words) == (3, 4, 2, 0)
+    tables, beats = np.split(program.stream[: layer.stream_beats(CODED)], [4])
+    integers = [sum((int(table) >> n & 1) << plane for plane, table in enumerate(tables)) for n in range(16)]
+    assert integers[:5] == [entry % 16 for entry in (-8, 0, 2, 5, 7)]
+    assert integers[8:] == integers[:8]
+    words = beats.view(np.uint8).reshape(8, 2, layer.window_length, 3, -1)
+    planes = isa.unpack_words(words).astype(int)
+    indices = (planes * np.array([4, 2, 1])[:, None]).sum(3).reshape(8, 2, -1)  # rows, tiles, lanes of the window
+    for channel in range(12):
+        taps = indices[channel % 8, channel // 8][:45].reshape(3, 3, 5)  # the host packs the first layer's windows
+        np.testing.assert_array_equal(np.array(integers)[taps], weights[0][channel].transpose(1, 2, 0) % 16)
+
+
+def test_a_grouped_layer_adds_a_zero_to_its_codebook():
+    options = {"groups": 2, "weight_encoding": "bipolar", "weight_bits": 1}
+    result = plan(shapes((4, 3, 3), [conv(4, 1, codebook=(-1, 1), **options), linear(2)]), CODED, input_bits=1)
+    assert result.layers[0].codebook == (-1, 0, 1)
+    message = r"codebook of 17 integers, with the zero that a grouped convolution needs, this array takes 1 to 16"
+    full = conv(4, 1, groups=2, weight_bits=8, codebook=tuple(range(1, 17)))
+    with pytest.raises(BitwrightError, match=message):
+        plan(shapes((4, 3, 3), [full, linear(2)]), CODED, input_bits=1)
+
+
+def test_weights_outside_the_codebook_are_refused():
+    result = plan(shapes((1, 2, 2), [conv(3, 1, codebook=(-2, 1)), linear(2)]), CODED, input_bits=1)
+    thresholds = [(np.zeros((3, 3), np.int64), np.zeros((3, 3), np.uint8))]
+    weights = [np.array([1, -2, 1]).reshape(3, 1, 1, 1), np.ones((2, 12), int)]
+    assert len(result.assemble(weights, thresholds, np.ones(2), np.zeros(2)).stream)
+    weights[0][2] = -1
+    with pytest.raises(
+        BitwrightError, match=r"^Layer 'layer0': it has the weight -1, expected .* its codebook, -2, 1\.$"
+    ):
+        result.assemble(weights, thresholds, np.ones(2), np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        (
+            {"codebook": (0, 1)},
+            {"codebook_bits": 0},
+            r"has a codebook, this array has no decoder \(codebook_bits 0\); set",
+        ),
+        (
+            {"codebook": tuple(range(-3, 2))},
+            {"codebook_bits": 2},
+            "has a codebook of 5 integers, this array takes 1 to 4",
+        ),
+        ({"codebook": ()}, {}, "has a codebook of 0 integers, this array takes 1 to 16"),
+        ({"codebook": (0.5, 1)}, {}, "has 0.5 in its codebook, expected integers only"),
+        (
+            {"codebook": (0, 4)},
+            {},
+            "has a codebook beyond its weights: Value 4 is not one of the 3-bit signed encoding",
+        ),
+        (
+            {"codebook": (0, 1), "weight_encoding": "odd"},
+            {},
+            "has a codebook beyond its weights: Value 0 is not one of the 3-bit odd encoding",
+        ),
+    ],
+)
+def test_codebooks_that_cannot_be_decoded_are_refused(options, changes, message):
+    layers = shapes((1, 4, 4), [conv(3, 1, **{"weight_bits": 3, **options}), linear(2)])
+    with pytest.raises(BitwrightError, match=f"^Layer 'layer0' {message}") as caught:
+        plan(layers, dataclasses.replace(CODED, **changes), input_bits=1)
+    assert str(caught.value).endswith(".")
+    assert str(caught.value).count(". ") == 0
+
+
 def test_weights_that_fit_are_not_streamed():
     layers = [conv(40, 3), conv(8, 1), linear(10)]
     resident = plan(shapes((3, 7, 7), layers), SPEC, input_bits=8)
@@ -449,6 +569,9 @@ def test_weights_meet_the_activations_that_they_belong_to(network, seed):
     for number, layer in enumerate(program.parsed):
         info = program.layers[program.parts[number]]
         tiles = layer.row_tiles
+        if layer.index_planes:  # an index, of 0 too, stands for an integer that may be anything
+            beats += layer.stream_beats(spec)
+            continue
         if layer.stream_words:
             size = spec.rows * layer.stream_words * spec.derived.chunks
             flat = program.stream[beats : beats + size].view(np.uint8)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.hw.isa import GRANULE, Region, granules_of, preset, unpack_words
+from bitwright.hw.isa import GRANULE, VERSION, Region, granules_of, preset, unpack_words
 from bitwright.hw.program import InputSpec, Program
 from programs import conv, linear, random_images, random_program
 
@@ -159,7 +159,21 @@ def test_streamed_weights_are_not_loaded(streamed):
 # The file -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("made", ["program", "streamed"])
+@pytest.fixture(scope="module")
+def coded():
+    array = dataclasses.replace(STREAMING, codebook_bits=2)
+    layers = [conv(5, 2, codebook=(-2, 1, 0)), conv(4, 1), linear(3, codebook=(0, -1))]
+    return random_program(np.random.default_rng(0), array, layers, in_shape=(2, 4, 4))
+
+
+def test_a_file_of_coded_weights_holds_their_codebooks(coded, tmp_path):
+    coded.save(tmp_path / "net.bw")
+    read = Program.load(tmp_path / "net.bw")
+    assert [info.codebook for info in read.layers] == [(-2, 0, 1), None, (-1, 0)]
+    assert read.spec.codebook_bits == 2
+
+
+@pytest.mark.parametrize("made", ["program", "streamed", "coded"])
 def test_a_file_gives_the_same_program(made, request, tmp_path):
     program = request.getfixturevalue(made)
     path = tmp_path / "net.bw"
@@ -208,7 +222,7 @@ def put(value, *path):
     ("change", "message"),
     [
         (put("other", "format"), "no Program manifest"),
-        (put(99, "version"), "version 99, this release reads 3"),
+        (put(99, "version"), f"version 99, this release reads {VERSION}"),
         (put(3, "spec", "lanes"), "lanes is 3"),
         (put(1, "spec", "colour"), "colour"),
         (put(6, "spec", "rows"), "rows is 6"),
@@ -220,7 +234,7 @@ def put(value, *path):
         (put(None, "batch"), "batch"),
         (put(1, "batch"), "'layer0' runs 2 images, the Program says 1"),
         (put("two", "batch"), "batch is 'two'"),
-        (put(1, "version"), "version 1, this release reads 3"),
+        (put(2, "version"), f"version 2, this release reads {VERSION}"),
         (put(None, "layers", 0), r"5 descriptors, which compute layers \(0, 1, 2, 3, 4\) of 4"),
         (put([0, 1, 2, 3], "parts"), r"5 descriptors, which compute layers \(0, 1, 2, 3\) of 5"),
         (put([0, 1, 2, 3, 5], "parts"), r"which compute layers \(0, 1, 2, 3, 5\) of 5"),

@@ -45,7 +45,7 @@ def shapes(svg: str) -> tuple[Counter[str], list[str], Any]:
 ARRAYS = [
     *PRESETS.values(),
     ArraySpec(rows=64, columns=64, lanes=256, columns_per_copy=16, coefficient_bits=16, weight_stream=True),
-    ArraySpec(rows=4, columns=1, lanes=32, drain_planes=1, weight_stream=True, coefficient_bits=4),
+    ArraySpec(rows=4, columns=1, lanes=32, drain_planes=1, weight_stream=True, coefficient_bits=4, codebook_bits=4),
 ]
 
 
@@ -60,6 +60,7 @@ def test_an_array_has_as_many_parts_as_its_parameters_say(spec: ArraySpec) -> No
     assert tips["Coefficient memory of row"] == (spec.rows if spec.coefficient_bits else 0)
     assert tips["Comparator of row"] == spec.rows * spec.drain_planes
     assert ("weight stream" in texts) == spec.weight_stream
+    assert ("decodes codebook indices" in texts) == (spec.codebook_bits > 0)
     assert f"{spec.descriptor_depth:,} words of 32 bits" in texts
 
 

@@ -276,6 +276,25 @@ def test_streamed_weights_come_from_outside_in_each_run():
     assert len({(entry.layer, entry.component, entry.event) for entry in report.entries}) == len(report.entries)
 
 
+def test_coded_weights_come_as_indices():
+    """Fewer bits come from outside; the words that are written are those of the weights."""
+    array = dataclasses.replace(SPEC, weight_stream=True, weight_depth=64, descriptor_depth=512)
+    decoding = dataclasses.replace(array, codebook_bits=3)
+    layers = [{**layer, "weight_bits": 8} for layer in LAYERS]
+    coded = [{**layer, "codebook": (-128, -5, 0, 1, 90)} for layer in layers]
+    plain, small = (
+        entries_of(estimate_plan(plan(shapes((3, 6, 6), each), spec, input_bits=8)), "layer1")
+        for each, spec in ((layers, array), (coded, decoding))
+    )
+    written = plain["weight memory", "streamed write"].count
+    assert small["weight memory", "streamed write"].count == written == small["weight decoder", "look-up"].count
+    bits = small["off-chip", "streamed weights"].count
+    parts = len([part for part in plan(shapes((3, 6, 6), coded), decoding, input_bits=8).parts if part.layer == 1])
+    assert bits == written * 32 * 3 // 8 + parts * 8 * 32  # and a table for each plane
+    assert small["weight decoder", "index registers"].count == bits
+    assert not any(component == "weight decoder" for component, _ in plain)
+
+
 @pytest.mark.parametrize("rows", [4, 8, 12, 20])
 @pytest.mark.parametrize("channels", [3, 9, 33])
 def test_banks_that_writes_touch(rows, channels):

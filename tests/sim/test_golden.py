@@ -8,10 +8,11 @@ from hypothesis import given, settings
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import COUNTERS, FIELD_PLACES, GRANULE, THRESHOLD_NEGATE, ArraySpec, granules_of, preset
+from bitwright.hw.plan import plan
 from bitwright.hw.program import Program
 from bitwright.sim import golden
 from bitwright.sim.bitserial import Machine
-from programs import conv, linear, random_images, random_program
+from programs import conv, linear, random_images, random_program, shapes
 from strategies import programs
 
 SPEC = ArraySpec(rows=4, columns=3, lanes=32, accumulator_width=16)
@@ -128,6 +129,50 @@ def test_weights_are_streamed_in() -> None:
     # All parts of a layer see the same windows: one matrix product.
     assert [len(layer.blocks) for layer in golden.read_layers(program)] == [1, 1, 1]
     assert program.weights.shape[1] == 0
+
+
+CODED = dataclasses.replace(SPEC, weight_stream=True, weight_depth=256, codebook_bits=4)
+
+
+def test_coded_weights_are_those_that_they_stand_for() -> None:
+    """The same network, with the same weights, with and without its codebooks."""
+    codebook = (-7, -4, 0, 1, 3, 6)
+    options = {"weight_bits": 4, "residual": {"source": 0, "weight_encoding": "ternary"}}
+    layers = [conv(20, 3, padding=1, weight_bits=1), conv(24, 3, padding=1, **options), linear(7)]
+    coded = [layers[0], {**layers[1], "codebook": codebook}, {**layers[2], "codebook": (-1, 0)}]
+    program = check(CODED, coded, in_shape=(2, 7, 7))
+    assert any(layer.index_planes and layer.plain_words for layer in program.parsed)
+    rng = np.random.default_rng(0)
+    weights = [
+        rng.integers(-1, 1, (20, 2, 3, 3)),
+        rng.choice(codebook, (24, 20, 3, 3)),
+        rng.integers(-1, 1, (7, 24 * 49)),
+    ]
+    residual = {"layer1": rng.integers(-1, 2, (24, 20))}
+    thresholds = [
+        (np.sort(rng.integers(-30, 30, (channels, 3)), axis=1), np.zeros((channels, 3), np.uint8))
+        for channels in (20, 24)
+    ]
+    results, beats, cycles = [], [], []
+    for each in (layers, coded):
+        planned = plan(shapes((2, 7, 7), each), CODED, input_bits=8)
+        made = planned.assemble(weights, thresholds, np.ones(7), np.zeros(7), residual_weights=residual)
+        [run] = golden.execute(made, random_images(np.random.default_rng(1), made, 1))
+        results.append(run.accumulators.tolist())
+        beats.append(len(made.stream))
+        cycles.append(run.cycles)
+    assert results[0] == results[1]
+    assert 0 < beats[1] < 0.8 * beats[0]
+    assert cycles[1] < cycles[0]
+
+
+def test_a_table_that_does_not_repeat_is_refused() -> None:
+    layers = [linear(3, codebook=(0, 1))]
+    program = random_program(np.random.default_rng(0), CODED, layers, in_shape=(1, 4, 4))
+    stream = program.stream.copy()
+    stream[0] ^= 1 << 8
+    with pytest.raises(BitwrightError, match=r"'layer0': A table of its codebook is 0xabaa, expected .* 0xaaaa"):
+        golden.read_layers(dataclasses.replace(program, stream=stream))
 
 
 def test_values_wrap_as_narrow_accumulators_do() -> None:

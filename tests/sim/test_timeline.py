@@ -17,7 +17,6 @@ from bitwright.hw.isa import (
     LOAD_LATENCY,
     RAW_TO_WRITE,
     SCHEDULE_OVERHEAD,
-    STREAM_OVERHEAD,
     ArraySpec,
     Descriptor,
 )
@@ -218,9 +217,7 @@ def test_parts_follow_each_other(network: Network, prefetch: bool) -> None:
         due = now == start if running < 0 or not prefetch else run_left == lengths[running]
         if due and fetched == running and fetched + 1 < len(lengths):
             fetched += 1
-            words = found.descriptors[fetched].stream_words
-            stream = words * spec.rows * spec.lanes // 32 + STREAM_OVERHEAD if words else 0
-            fetch_left = HEADER_TO_READY + stream
+            fetch_left = HEADER_TO_READY + found.descriptors[fetched].stream_cycles(spec)
         if run_left > 0 or (running >= 0 and len(bounds) == running):
             if run_left == 0:
                 bounds.append((start, now + 1))

@@ -50,6 +50,7 @@ def leaves(found: Trace) -> dict[str, list[Slice]]:
         ("drained", "off", False),
         ("streamed", "skip", True),
         ("streamed", "gate", False),
+        ("coded", "skip", True),
         ("bases", "skip", True),
         ("batches", "skip", True),
     ],
@@ -72,13 +73,19 @@ def test_slices_are_what_the_probe_shows(case: str, zero_skip: Any, prefetch: bo
     np.testing.assert_array_equal(cycles("stalls"), probe["probe__stall"])
     np.testing.assert_array_equal(cycles("drain compare"), probe["probe__compare"])
     np.testing.assert_array_equal(cycles("writes"), probe["probe__write"] != 0)
-    # A slice for each beat, and one cycle until the last is stored.
-    beats = cycles("weight stream")
-    for each in sorts.get("weight stream", []):
-        beats[each.end - 1] = 0
-    if program.spec.weight_stream:
-        assert beats.any()
-        np.testing.assert_array_equal(beats, probe["weights__valid"] & probe["weights__ready"])
+    streams = sorts.get("weight stream", [])
+    assert bool(streams) == program.spec.weight_stream
+    if program.spec.codebook_bits:  # beats wait for planes to be written
+        taken = probe["weights__valid"] & probe["weights__ready"]
+        beats = [layer.stream_beats(program.spec) for layer in program.parsed if layer.stream_words]
+        assert [taken[each.start : each.end].sum() for each in streams] == beats
+        assert taken.sum() == sum(beats)
+    elif program.spec.weight_stream:  # a beat each cycle, and one cycle until the last is stored
+        busy = cycles("weight stream")
+        for each in streams:
+            busy[each.end - 1] = 0
+        assert busy.any()
+        np.testing.assert_array_equal(busy, probe["weights__valid"] & probe["weights__ready"])
 
     skipped = np.zeros(found.cycles, np.int64)
     for cycle, words in found.skipped:

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.activations import ActivationMemory
 from bitwright.hw.array import PEArray
+from bitwright.hw.codebook import CodebookStreamer
 from bitwright.hw.drain import Drain, threshold_layout, tile_layout
 from bitwright.hw.fetch import WindowLoader
 from bitwright.hw.host import HostPort, host_signature
@@ -354,14 +355,14 @@ class Accelerator(wiring.Component):
         write_address, write_word = host.write_address, host.write_word
         write_row, write = host.write_row, host.write_weight
         if spec.weight_stream:
-            m.submodules.streamer = streamer = ResetInserter(host.clear)(WeightStreamer(spec))
+            streamer = CodebookStreamer(spec) if spec.codebook_bits else WeightStreamer(spec)
+            m.submodules.streamer = ResetInserter(host.clear)(streamer)
             wiring.connect(m, wiring.flipped(self.weights), streamer.beats)
-            m.d.comb += [
-                streamer.start.eq(sequencer.stream_start),
-                streamer.base.eq(sequencer.stream_base),
-                streamer.words.eq(sequencer.stream_words),
-                sequencer.stream_done.eq(streamer.done),
-            ]
+            m.d.comb += [streamer.start.eq(sequencer.stream_start), sequencer.stream_done.eq(streamer.done)]
+            if isinstance(streamer, CodebookStreamer):
+                m.d.comb += streamer.layer.eq(sequencer.stream_layer)
+            else:
+                m.d.comb += [streamer.base.eq(sequencer.stream_base), streamer.words.eq(sequencer.stream_words)]
             write_address = Mux(host.busy, streamer.write_address, write_address)
             write_word = Mux(host.busy, streamer.write_word, write_word)
             write_row = Mux(host.busy, streamer.write_row, write_row)

@@ -39,6 +39,21 @@ Coefficients of output channel ``tile * rows + row``, for arrays that have them,
 
     address(tile, pass) = base + tile * passes + pass
 
+Streams
+-------
+Weights of a part with ``stream_words`` come in as beats of 32 bits, a word's lowest first: for each row its words, in
+the order of their addresses, which begin with ``weight_base``.
+
+Those of a part with ``index_planes`` are coded: a weight is an index into a codebook, whose integers have
+``decoded_planes`` planes. Its stream starts with a table for each of these planes, a beat each: bit ``n``, of
+``2**codebook_bits``, is the plane of the codebook's entry ``n % 2**index_planes``. Then come the rows. Each row tile of
+a row begins with ``plain_words`` words that are stored as they are, those of a residual addend. After these, for each
+word of the window, come the ``index_planes`` words of its indices, the most significant plane first; decoded, they
+become ``decoded_planes`` words, ``window_length`` addresses apart::
+
+    address(tile, word) = base + tile * tile_stride + word                                          plain words
+    address(tile, plane, word) = base + tile * tile_stride + plain_words + plane * window_length + word
+
 Arithmetic
 ----------
 A pass is one (weight plane, activation plane) pair over all words of a window. Passes run by falling significance and
@@ -75,6 +90,9 @@ GRANULE = 4
 
 BANK = 16
 """Lanes of an activation memory bank."""
+
+CODEBOOK_BITS_MAX = 4
+"""Most bits of an index into a codebook."""
 
 VERSION = 3
 """Version of this contract: of the register map, the descriptors and the Program file."""
@@ -117,6 +135,8 @@ class ArraySpec:
         Whether the next descriptor is fetched while a layer runs; it takes a second set of registers.
     weight_stream
         Whether weights can be streamed in while the array computes, for networks larger than the weight memory.
+    codebook_bits
+        Most bits, 1..4, of an index into a codebook of weights, decoded as they are streamed in; 0 builds no decoder.
     activation_depth
         Words of each copy of the activation memory; like every depth a power of two.
     window_depth
@@ -152,6 +172,7 @@ class ArraySpec:
     residual: bool = True
     prefetch: bool = True
     weight_stream: bool = False
+    codebook_bits: int = 0
     activation_depth: int = 8192
     window_depth: int = 256
     weight_depth: int = 4096
@@ -173,6 +194,7 @@ class ArraySpec:
             "activation_planes_max": (1, 8),
             "accumulator_width": (8, 30),
             "coefficient_bits": (0, 16),
+            "codebook_bits": (0, CODEBOOK_BITS_MAX),
             "drain_planes": (1, 4),
             "activation_depth": (2, 1 << 16),
             "window_depth": (2, 1 << 10),
@@ -204,6 +226,11 @@ class ArraySpec:
             )
         if self.coefficient_bits == 1:
             raise BitwrightError("Array parameter coefficient_bits is 1, expected 0 (no multiplier) or 2 to 16.")
+        if self.codebook_bits and not self.weight_stream:
+            raise BitwrightError(
+                f"Array has codebook_bits {self.codebook_bits} but no weight_stream, where weights are decoded; "
+                "set weight_stream to true, or codebook_bits to 0."
+            )
         # A row tile may start at any granule of a bank; two planes written at once must not meet in a bank.
         banks = -(-(self.rows + BANK - GRANULE) // BANK)
         if banks * self.drain_planes > self.lanes // BANK:
@@ -606,7 +633,7 @@ class Field:
     signed
         Whether it is in two's complement.
     bits
-        32 takes a word; of 16-bit fields, which follow, two share a word, the first in the low half.
+        32 takes a word; smaller fields, which follow, share words, the first in the low bits.
     """
 
     name: str
@@ -615,7 +642,7 @@ class Field:
     width: int
     help: str
     signed: bool = False
-    bits: Literal[16, 32] = 16
+    bits: Literal[8, 16, 32] = 16
 
 
 FLAG_LAST, FLAG_RAW, FLAG_OFFSET, FLAG_COEFFICIENTS, FLAG_TABLE = 1, 2, 4, 8, 16
@@ -644,11 +671,17 @@ def descriptor_fields(spec: ArraySpec) -> tuple[Field, ...]:
     def position(name: str, meaning: str, width: int = derived.position_width) -> Field:
         return Field(name, 0, 0xFFFFFFFF, width, meaning, bits=32)
 
-    def count(name: str, low: int, high: int, meaning: str) -> Field:
-        return Field(name, low, high, max(1, high.bit_length()), meaning)
+    def count(name: str, low: int, high: int, meaning: str, bits: Literal[8, 16] = 16) -> Field:
+        return Field(name, low, high, max(1, high.bit_length()), meaning, bits=bits)
 
     def address(name: str, width: int, meaning: str) -> Field:
         return Field(name, 0, 0xFFFF, min(width, 16), meaning)
+
+    def coded(name: str, high: int, meaning: str, bits: Literal[8, 16]) -> Field:
+        """Of no matter where nothing is coded."""
+        if spec.codebook_bits:
+            return count(name, 0, high, meaning, bits)
+        return Field(name, 0, (1 << bits) - 1, 1, meaning, bits=bits)
 
     def signed(name: str, meaning: str) -> Field:
         return Field(name, -min(0x8000, most), min(0x7FFF, most), 16, meaning, signed=True)
@@ -677,8 +710,8 @@ def descriptor_fields(spec: ArraySpec) -> tuple[Field, ...]:
         count("row_tiles", 1, spec.row_tiles_max, "row tiles of output channels"),
         count("input_height", 1, most, "rows of the input image, for padding"),
         count("input_width", 1, most, "granules of a row of the input image, for padding"),
-        count("kernel_height", 1, 0xFF, "kernel rows"),
-        count("kernel_width", 1, 0xFF, "runs of a kernel row"),
+        count("kernel_height", 1, 0xFF, "kernel rows", bits=8),
+        count("kernel_width", 1, 0xFF, "runs of a kernel row", bits=8),
         count("run_granules", 1, most, "granules of a run"),
         count("residual_granules", 1, most if spec.residual else 1, "granules of a residual pixel"),
         count("chunk_granules", 1, derived.granules, "granules of a run that one read delivers"),
@@ -688,8 +721,8 @@ def descriptor_fields(spec: ArraySpec) -> tuple[Field, ...]:
         count("images", 1, most, "images of the batch"),
         count("output_height", 1, most, "output rows, after pooling"),
         count("output_width", 1, most, "output columns, after pooling"),
-        count("pool_height", 1, 15, "rows of the pooling window, 1 without pooling"),
-        count("pool_width", 1, 15, "columns of the pooling window, 1 without pooling"),
+        count("pool_height", 1, 15, "rows of the pooling window, 1 without pooling", bits=8),
+        count("pool_width", 1, 15, "columns of the pooling window, 1 without pooling", bits=8),
         signed("start_y", "image row of the first window: minus the padding"),
         signed("start_x", "granule of the image row at which the first window's runs start"),
         count("output_y_rows", 0, most, "image rows between output rows"),
@@ -699,6 +732,9 @@ def descriptor_fields(spec: ArraySpec) -> tuple[Field, ...]:
         count(
             "stream_words", 0, spec.weight_depth if spec.weight_stream else 0, "weight words of each row streamed in"
         ),
+        coded("plain_words", spec.weight_depth, "words of a coded row tile stored as they are, before the others", 16),
+        count("index_planes", 0, spec.codebook_bits, "planes of the indices of coded weights, 0 if not coded", bits=8),
+        coded("decoded_planes", spec.weight_planes_max, "planes that the indices are decoded to", 8),
         address(
             "threshold_base",
             derived.threshold_address_width,
@@ -972,6 +1008,43 @@ class Descriptor:
         """Whether results are raw accumulators."""
         return bool(self.flags & FLAG_RAW)
 
+    @property
+    def stream_tile_words(self) -> int:
+        """Words of a row tile in a coded stream, of one row."""
+        return self.plain_words + self.index_planes * self.window_length
+
+    def stream_beats(self, spec: ArraySpec) -> int:
+        """Beats of the stream of weights, tables included."""
+        tables = self.decoded_planes if self.index_planes else 0
+        return tables + self.stream_words * spec.rows * spec.derived.chunks
+
+    def stream_cycles(self, spec: ArraySpec) -> int:
+        """Cycles between the readiness of the header and that of the layer, if the stream always has a beat.
+
+        A coded word takes the cycles in which its indices come in, or those in which the word before is written, a
+        plane each: whichever is more.
+        """
+        if not self.stream_words:
+            return 0
+        if not self.index_planes:
+            return self.stream_beats(spec) + (1 if spec.codebook_bits else 0) + STREAM_OVERHEAD
+        chunks, planes, plain = spec.derived.chunks, self.decoded_planes, self.plain_words
+        coded = chunks * self.index_planes  # beats of a coded word
+        first = chunks if plain else coded  # of the first word of a tile
+        tile = max(first, planes) + (self.window_length - 1) * max(coded, planes)
+        if plain:
+            tile += (plain - 1) * chunks + coded
+        # Nothing is being written yet when the first word comes in.
+        beats = planes + first - max(first, planes) + spec.rows * self.row_tiles * tile
+        return beats + planes + STREAM_OVERHEAD
+
+    def stream_addresses(self) -> npt.NDArray[np.int64]:
+        """Addresses, not yet modulo the memory, of the words that the stream writes to each row."""
+        if not self.index_planes:
+            return self.weight_base + np.arange(self.stream_words)
+        tile = np.arange(self.plain_words + self.decoded_planes * self.window_length)
+        return (self.weight_base + np.add.outer(np.arange(self.row_tiles) * self.weight_tile_stride, tile)).reshape(-1)
+
     def drain_steps(self, spec: ArraySpec) -> int:
         """Cycles that the drain spends on one column of a row tile."""
         return spec.rows if self.raw else spec.derived.drain_steps(self.output_planes)
@@ -992,6 +1065,13 @@ class Descriptor:
                 f"Descriptor says that a plane of a window has {lengths[0]} words and one of its residual "
                 f"{lengths[1]}, its runs have {expected[0]} and {expected[1]}."
             )
+        if self.index_planes:
+            expected_words = self.row_tiles * self.stream_tile_words
+            if not self.decoded_planes or self.stream_words != expected_words:
+                raise BitwrightError(
+                    f"Descriptor streams {self.stream_words} words of indices, decoded to {self.decoded_planes} "
+                    f"planes; its row tiles have {expected_words}, and at least 1 plane."
+                )
         plane_words = self.plane_words(spec)
         if (words := sum(plane_words)) > spec.window_depth:
             raise BitwrightError(
@@ -1107,6 +1187,12 @@ def split_planes(values: npt.NDArray[np.integer[Any]], encoding: Encoding, bits:
     return planes
 
 
+def repeat_table(table: int, index_planes: int, spec: ArraySpec) -> int:
+    """Table of a plane of a codebook, as a stream starts with it, from its first ``2**index_planes`` bits."""
+    size = 1 << index_planes
+    return sum((table & ((1 << size) - 1)) << start for start in range(0, 1 << spec.codebook_bits, size))
+
+
 def granules_of(channels: int) -> int:
     """Granules that hold so many channels."""
     return -(-channels // GRANULE)
@@ -1187,7 +1273,10 @@ SCHEDULE_OVERHEAD = 2
 """Pass scheduler: cycles beside one for each pass, from its start to the first cycle in which the list is complete."""
 
 STREAM_OVERHEAD = 1
-"""Weight streamer: cycles beside one for each beat, from the header's readiness to that of the layer."""
+"""Weight streamer: cycles beside one for each beat, from the header's readiness to that of the layer.
+
+With a decoder it is from the cycle after the last word's last plane is decoded: see ``Descriptor.stream_cycles``.
+"""
 
 LOAD_LATENCY = 4
 """Window loader: from the cycle after the last read of a group to the cycle in which the group is ready."""

@@ -33,6 +33,7 @@ from bitwright.hw.isa import (
     has_offset,
     pack_words,
     place_channels,
+    repeat_table,
     schedule_passes,
     split_planes,
     split_words,
@@ -98,6 +99,10 @@ class LayerShape:
         Second input, or None.
     code_table
         Code of each rank, ``2**output_planes`` numbers, where codes do not rise with ranks; None where they do.
+    codebook
+        Integers of the weight encoding, in any order, that its weights are among: 2**``codebook_bits`` of the array at
+        most. Their indices are streamed in in each run, also where the layer would fit in the weight memory. None for
+        weights that are stored as they are.
     """
 
     name: str
@@ -117,6 +122,7 @@ class LayerShape:
     source: str | None = None
     residual: ResidualShape | None = None
     code_table: tuple[int, ...] | None = None
+    codebook: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if min(self.conv_shape + self.out_shape) < 1:
@@ -159,6 +165,13 @@ class LayerShape:
         if self.groups > 1 and has_offset(self.weight_encoding):
             return "signed", self.weight_bits + 1
         return self.weight_encoding, self.weight_bits
+
+    @property
+    def stored_codebook(self) -> tuple[int, ...] | None:
+        """The codebook, rising and each integer once, with the zero that channels of other groups need."""
+        if self.codebook is None:
+            return None
+        return tuple(sorted({*map(int, self.codebook)} | ({0} if self.groups > 1 else set())))
 
 
 @dataclass(frozen=True)
@@ -250,9 +263,11 @@ class Plan:
         for part, layer in zip(self.parts, self.descriptors, strict=True):
             info = self.layers[part.layer]
             words = self._weight_words(part, layer, weights[part.layer], (residual_weights or {}).get(info.name))
-            if spec.zero_skip == "skip":
+            if spec.zero_skip == "skip" and not layer.index_planes:  # what indices decode to has no words here
                 layer = without_zero_planes(layer, words, spec)
             if layer.stream_words:
+                if info.codebook is not None:
+                    stream.append(_codebook_tables(info, info.codebook, layer.index_planes, spec))
                 stream.append(words.reshape(-1).view("<u4"))
             else:
                 weight_memory[:, layer.weight_base : layer.weight_base + words.shape[1]] = words
@@ -288,7 +303,7 @@ class Plan:
         weights: npt.NDArray[np.integer[Any]],
         residual: npt.NDArray[np.integer[Any]] | None,
     ) -> npt.NDArray[np.uint8]:
-        """Words of one part's weights, shape (rows, row tiles × words of a tile, lanes / 8)."""
+        """Words of one part's weights, coded if it has a codebook: (rows, row tiles × words of a tile, lanes / 8)."""
         info, rows = self.layers[part.layer], self.spec.rows
         channels, groups = info.in_shape[0], info.groups
         taps = info.in_shape[1:] if info.kind == "linear" else info.kernel
@@ -309,7 +324,10 @@ class Plan:
         if info.source < 0 and self.input.window is not None:
             ordered = ordered.reshape(len(ordered), 1, 1, -1)
         try:
-            planes = split_planes(ordered, info.stored_encoding, info.weight_planes)
+            if info.codebook is None:
+                planes = split_planes(ordered, info.stored_encoding, info.weight_planes)
+            else:
+                planes = split_planes(_indices(ordered, info.codebook), "unsigned", layer.index_planes)
             lanes = place_channels(planes)[..., part.granules.start * GRANULE : part.granules.stop * GRANULE]
             words = [split_words(lanes.reshape(*planes.shape[:2], -1), self.spec.lanes)]
             if info.residual_source is not None:
@@ -321,9 +339,12 @@ class Plan:
                 words.append(split_words(place_channels(planes), self.spec.lanes))
         except BitwrightError as error:
             raise BitwrightError(f"Layer {info.name!r}: {error}") from error
-        # Planes and words of a tile side by side: those of the input, then those of the residual.
-        tile = np.concatenate([part_words.transpose(1, 0, 2, 3).reshape(len(rows_used), -1, self.spec.lanes)
-                               for part_words in words], axis=1)  # fmt: skip
+        # Planes and words of a tile side by side: those of the input, then those of the residual. Coded: those of the
+        # residual, then, for each word of the input, the planes of its indices, the most significant first.
+        order = [planes.transpose(1, 0, 2, 3) for planes in words]
+        if info.codebook is not None:
+            order = [*order[1:], words[0][::-1].transpose(1, 2, 0, 3)]
+        tile = np.concatenate([each.reshape(len(rows_used), -1, self.spec.lanes) for each in order], axis=1)
         memory = np.zeros((len(part.tiles) * rows, *tile.shape[1:]), bool)
         memory[: len(tile)] = tile
         memory = memory.reshape(len(part.tiles), rows, *tile.shape[1:]).transpose(1, 0, 2, 3)
@@ -413,6 +434,27 @@ def without_zero_planes(layer: Descriptor, words: npt.NDArray[np.uint8], spec: A
             passes.append(replace(entry, doubles=doubles))
             doubles = 0
     return Descriptor(fields={**layer.fields, "passes": len(passes)}, passes=tuple(passes))
+
+
+def _codebook_tables(
+    info: LayerInfo, codebook: Sequence[int], index_planes: int, spec: ArraySpec
+) -> npt.NDArray[np.uint32]:
+    """Beats with which the stream of a coded part begins: for each plane the bits of the codebook's integers."""
+    planes = split_planes(np.array(codebook), info.stored_encoding, info.weight_planes)
+    tables = (planes.astype(np.int64) << np.arange(len(codebook))).sum(1)
+    return np.array([repeat_table(table, index_planes, spec) for table in tables.tolist()], np.uint32)
+
+
+def _indices(weights: npt.NDArray[np.int64], codebook: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Where each weight is in a rising codebook."""
+    entries = np.array(codebook)
+    found = np.minimum(np.searchsorted(entries, weights), len(entries) - 1)
+    if (wrong := entries[found] != weights).any():
+        raise BitwrightError(
+            f"it has the weight {weights[wrong].flat[0]}, expected the integers of its codebook, "
+            f"{', '.join(map(str, codebook))}."
+        )
+    return found
 
 
 def plan(
@@ -514,12 +556,37 @@ def _check_shape(shape: LayerShape, spec: ArraySpec, *, last: bool) -> None:
             )
         if sorted(shape.code_table) != list(range(1 << (shape.output_planes or 0))):
             refuse(f"has the code table {shape.code_table}", "expected each code once")
+    if shape.stored_codebook is not None:
+        _check_codebook(shape, shape.stored_codebook, spec)
     tiles = -(-shape.out_channels // spec.rows)
     if tiles > spec.row_tiles_max:
         refuse(
             f"has {shape.out_channels} output channels",
             f"this array takes at most {spec.rows * spec.row_tiles_max} (rows × row_tiles_max)",
         )
+
+
+def _check_codebook(shape: LayerShape, codebook: Sequence[int], spec: ArraySpec) -> None:
+    """Refuse a codebook that the array cannot decode, or whose integers are not of the layer's encoding."""
+    if not spec.codebook_bits:
+        raise BitwrightError(
+            f"Layer {shape.name!r} has a codebook, this array has no decoder (codebook_bits 0); set codebook_bits and "
+            "weight_stream, or plan the layer without its codebook."
+        )
+    if wrong := [entry for entry in shape.codebook or () if entry not in codebook]:
+        raise BitwrightError(f"Layer {shape.name!r} has {wrong[0]} in its codebook, expected integers only.")
+    most = 1 << spec.codebook_bits
+    if not 1 <= len(codebook) <= most:
+        given = set(shape.codebook or ())
+        zero = ", with the zero that a grouped convolution needs" if len(codebook) > len(given) else ""
+        raise BitwrightError(
+            f"Layer {shape.name!r} has a codebook of {len(codebook)} integers{zero}, this array takes 1 to {most} "
+            "(2**codebook_bits)."
+        )
+    try:
+        split_planes(np.array(codebook), *shape.stored_encoding)
+    except BitwrightError as error:
+        raise BitwrightError(f"Layer {shape.name!r} has a codebook beyond its weights: {error}") from error
 
 
 def _window(shapes: Sequence[LayerShape], spec: ArraySpec) -> tuple[int, int, int, int, int, int] | None:
@@ -584,6 +651,8 @@ class _Planner:
     threshold_entries: int = field(default=0, init=False)
     coefficient_entries: int = field(default=0, init=False)
     descriptor_words: int = field(default=0, init=False)
+    streamed: frozenset[int] = field(default=frozenset(), init=False)
+    resident_words: int = field(default=0, init=False)
 
     def plan(self) -> Plan:
         channels, height, width = self.shapes[0].in_shape
@@ -608,7 +677,7 @@ class _Planner:
         last_use = dict(enumerate(range(-1, len(self.shapes))))
         for index, used in enumerate(zip(sources, residuals, strict=True)):
             last_use.update({source: index for source in used if source is not None})
-        streamed = self._streamed()
+        self._place_weights()
         layers: list[LayerInfo] = []
         parts: list[Part] = []
         descriptors: list[Descriptor] = []
@@ -618,9 +687,10 @@ class _Planner:
             regions.append(self._output_region(shape, live, high=index % 2 == 0))
             self._check_source(shape, source, regions[residual] if residual is not None else None)
             layers.append(self._info(shape, source, sources[index] - 1, residual, regions))
-            for part in self._parts(index, shape, source, streamed=streamed):
+            for part in self._parts(index, shape):
                 operands = (source, regions[residual] if residual is not None else None, regions[-1])
-                base = len(descriptors) % 2 * (self.spec.weight_depth // 2) if streamed else None
+                half = self.resident_words + len(descriptors) % 2 * self._stream_room()
+                base = half if index in self.streamed else None
                 descriptors.append(self._descriptor(part, *operands, stream_base=base))
                 parts.append(part)
         descriptors[-1] = replace(
@@ -648,15 +718,32 @@ class _Planner:
             total += len(planes) * -(-granules_of(shape.residual.channels) // self.spec.derived.granules)
         return words, total
 
-    def _streamed(self) -> bool:
-        """Whether weights are streamed in: where the array can, and they do not all fit."""
+    def _place_weights(self) -> None:
+        """Choose the layers whose weights are streamed in, where the array can.
+
+        Without codebooks: all of them where they do not all fit. With codebooks: those that have one, and the others
+        too if they take more than half of the memory or leave too little room for a row tile.
+        """
         if not self.spec.weight_stream:
-            return False
-        words = 0
-        for index, shape in enumerate(self.shapes):
-            granules = self._window_granules(index, range(self._pixel_granules(index)))
-            words += -(-shape.out_channels // self.spec.rows) * self._tile_words(index, granules)[1]
-        return words > self.spec.weight_depth
+            return
+        numbers = range(len(self.shapes))
+        windows = [self._window_granules(index, range(self._pixel_granules(index))) for index in numbers]
+        tiles = [self._tile_words(index, granules)[1] for index, granules in enumerate(windows)]
+        words = [-(-self.shapes[index].out_channels // self.spec.rows) * tiles[index] for index in numbers]
+        depth = self.spec.weight_depth
+        coded = frozenset(index for index in numbers if self.shapes[index].codebook is not None)
+        if not coded and sum(words) <= depth:
+            return
+        resident = sum(words[index] for index in numbers if index not in coded)
+        largest = max((tiles[index] for index in coded), default=0)
+        if coded and resident <= depth // 2 and largest <= (depth - resident) // 2:
+            self.streamed, self.resident_words = coded, resident
+        else:
+            self.streamed = frozenset(numbers)
+
+    def _stream_room(self) -> int:
+        """Words of each row that a streamed part may have: two of them lie beside the weights that stay."""
+        return (self.spec.weight_depth - self.resident_words) // 2
 
     def _plain(self, index: int) -> bool:
         """Whether a window is one run of a whole image: linear, or packed by the host."""
@@ -673,8 +760,8 @@ class _Planner:
         taps = 1 if self._plain(index) else self.shapes[index].kernel[0] * self.shapes[index].kernel[1]
         return taps * len(granules)
 
-    def _parts(self, index: int, shape: LayerShape, source: _Region, *, streamed: bool) -> list[Part]:
-        """Split a layer: into groups of channels, and into row tiles whose weights fit half the memory."""
+    def _parts(self, index: int, shape: LayerShape) -> list[Part]:
+        """Split a layer: into groups of channels, and into row tiles whose weights fit where streamed ones go."""
         rows = self.spec.rows
         tiles = -(-shape.out_channels // rows)
         in_group, out_group = shape.in_shape[0] // shape.groups, shape.out_channels // shape.groups
@@ -686,7 +773,7 @@ class _Planner:
                 first_group, last_group = tile * rows // out_group, last // out_group
                 granules = range(first_group * in_group // GRANULE, granules_of((last_group + 1) * in_group))
             _, words = self._tile_words(index, self._window_granules(index, granules))
-            room = self.spec.weight_depth // 2 // words if streamed else tiles
+            room = self._stream_room() // words if index in self.streamed else tiles
             if not room:
                 raise BitwrightError(
                     f"Layer {shape.name!r} needs {words} words of weights for a row tile, half of this array's "
@@ -775,7 +862,9 @@ class _Planner:
         row, offset = width * pixel, part.granules.start
         words, tile_words = self._tile_words(part.layer, kernel[0] * runs * run)
         planes = weight_planes(*shape.stored_encoding)
-        operands = [WeightPlanes(planes, 0, words, source.planes)]
+        codebook = shape.stored_codebook
+        plain_words = 0 if codebook is None else tile_words - len(planes) * words
+        operands = [WeightPlanes(planes, plain_words, words, source.planes)]
         residual_fields = dict.fromkeys(
             ("residual_base", "residual_image_step", "residual_y_step", "residual_x_step", "residual_plane_stride"), 0
         ) | {"residual_planes": 0, "residual_granules": 1, "residual_length": 0}
@@ -783,7 +872,7 @@ class _Planner:
             operands.append(
                 WeightPlanes(
                     weight_planes(shape.residual.weight_encoding, shape.residual.weight_bits),
-                    len(planes) * words,
+                    len(planes) * words if codebook is None else 0,
                     -(-residual.pixel // spec.derived.granules),
                     residual.planes,
                     source.planes,
@@ -849,6 +938,9 @@ class _Planner:
             "weight_base": self.weight_words if stream_base is None else stream_base,
             "weight_tile_stride": tile_words,
             "stream_words": 0 if stream_base is None else tiles * tile_words,
+            "plain_words": plain_words,
+            "index_planes": 0,
+            "decoded_planes": 0,
             "threshold_base": 0 if raw else threshold_base,
             "coefficient_base": self.coefficient_entries,
             "output_planes": target.planes,
@@ -859,6 +951,9 @@ class _Planner:
             **{name: value & 0xFFFFFFFF for name, value in steps.items()},
         }
         fields["chunk_granules"] = self._chunk(fields)
+        if codebook is not None:
+            fields |= {"index_planes": max(1, (len(codebook) - 1).bit_length()), "decoded_planes": len(planes)}
+            fields["stream_words"] = tiles * (plain_words + fields["index_planes"] * words)
         descriptor = Descriptor(fields=fields, passes=tuple(passes))
         try:
             descriptor.encode(spec)
@@ -922,4 +1017,5 @@ class _Planner:
             residual_encoding=addend.weight_encoding if addend else "signed",
             residual_bits=len(weight_planes(addend.weight_encoding, addend.weight_bits)) if addend else 0,
             residual_planes=0 if residual is None else regions[residual].planes,
+            codebook=shape.stored_codebook,
         )

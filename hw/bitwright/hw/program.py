@@ -158,6 +158,8 @@ class LayerInfo:
         Number of the layer whose output it adds, or None.
     residual_encoding, residual_bits, residual_planes
         Encoding of the addend's weights, its planes, and planes of the addend; 0 planes without one.
+    codebook
+        Integers, rising, whose indices are streamed in; None where weights are stored as they are.
     """
 
     name: str
@@ -182,6 +184,7 @@ class LayerInfo:
     residual_encoding: Encoding
     residual_bits: int
     residual_planes: int
+    codebook: tuple[int, ...] | None = None
 
     @property
     def weight_planes(self) -> int:
@@ -224,7 +227,7 @@ class Program:
         Weight memories, ``uint8``, shape (rows, words, lanes / 8).
     stream
         Weights that are streamed in during each run, ``uint32``, shape (beats,): for each descriptor with
-        ``stream_words``, for each row, the words, lowest 32 bits first.
+        ``stream_words``, what :mod:`bitwright.hw.isa` says of streams.
     thresholds
         Threshold memories, ``uint32`` entries of :func:`bitwright.hw.isa.encode_thresholds`, shape (rows, entries).
     coefficients
@@ -276,7 +279,7 @@ class Program:
         classes = sum(layer.channels for layer in last)
         if not all(layer.raw for layer in last) or len(self.output_scale) != classes:
             raise BitwrightError("Program does not end in a layer with one raw result a class; compile it again.")
-        beats = sum(layer.stream_words for layer in parsed) * self.spec.rows * self.spec.derived.chunks
+        beats = sum(layer.stream_beats(self.spec) for layer in parsed)
         if len(self.stream) != beats:
             raise BitwrightError(
                 f"Program streams {len(self.stream)} beats of weights, its descriptors take {beats}; compile it again."

@@ -60,6 +60,8 @@ class LayerSequencer(wiring.Component):
         The window of the layer is too large.
     stream_start : ``Out(1)``, stream_base, stream_words : ``Out(16)``, stream_done : ``In(1)``
         Load so many words of each row for the next layer; done, in the last cycle of that.
+    stream_layer : ``Out(descriptor_layout(spec))``
+        Fields of that layer, where weights are decoded as they come in: with ``codebook_bits``.
     busy : ``Out(1)``
         A program is running.
     finished : ``Out(1)``
@@ -83,6 +85,7 @@ class LayerSequencer(wiring.Component):
     stream_base: Signal
     stream_words: Signal
     stream_done: Signal
+    stream_layer: "data.View[Any]"
     busy: Signal
     finished: Signal
     error: Signal
@@ -107,6 +110,7 @@ class LayerSequencer(wiring.Component):
                 "stream_base": Out(16),
                 "stream_words": Out(16),
                 "stream_done": In(1),
+                **({"stream_layer": Out(descriptor_layout(spec))} if spec.codebook_bits else {}),
                 "busy": Out(1),
                 "finished": Out(1),
                 "error": Out(3),
@@ -176,6 +180,8 @@ class LayerSequencer(wiring.Component):
                 with m.State("layer"), m.If(self.layer_done):
                     m.next = "header"
         m.d.comb += [self.stream_base.eq(upcoming.weight_base), self.stream_words.eq(upcoming.stream_words)]
+        if spec.codebook_bits:
+            m.d.comb += self.stream_layer.eq(upcoming)
 
         # Run the layers.
         with m.FSM(name="run") as fsm:

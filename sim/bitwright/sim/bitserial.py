@@ -84,18 +84,40 @@ class Machine:
                         self.activations[position % len(self.activations)] = sum(lanes << np.arange(GRANULE))
 
     def _stream(self, number: int) -> None:
-        """Write a part's weights beat by beat, each row's words one after the other, lowest bits first."""
+        """Write a part's weights beat by beat, each row's words one after the other, lowest bits first.
+
+        Of coded ones, collect the beats of a word's indices and write the planes that they stand for.
+        """
         parts, spec = self.program.parsed, self.program.spec
-        chunks = spec.derived.chunks
-        beat = sum(layer.stream_words for layer in parts[:number]) * spec.rows * chunks
-        memory = self.weights.view("<u4")
-        for row in range(spec.rows):
-            for word in range(parts[number].stream_words):
-                for chunk in range(chunks):
-                    memory[row, (parts[number].weight_base + word) % spec.weight_depth, chunk] = self.program.stream[
-                        beat
-                    ]
-                    beat += 1
+        layer, chunks = parts[number], spec.derived.chunks
+        beats = iter(self.program.stream[sum(other.stream_beats(spec) for other in parts[:number]) :].tolist())
+
+        def take() -> int:
+            """The next word."""
+            return sum(next(beats) << 32 * chunk for chunk in range(chunks))
+
+        def write(row: int, address: int, word: int) -> None:
+            octets = word.to_bytes(spec.lanes // 8, "little")
+            self.weights[row, (layer.weight_base + address) % spec.weight_depth] = np.frombuffer(octets, np.uint8)
+
+        if not layer.index_planes:
+            for row, address in np.ndindex(spec.rows, layer.stream_words):
+                write(row, address, take())
+            return
+        tables = [next(beats) for _ in range(layer.decoded_planes)]
+        for row, tile in np.ndindex(spec.rows, layer.row_tiles):
+            address = tile * layer.weight_tile_stride
+            for word in range(layer.plain_words):
+                write(row, address + word, take())
+            for word in range(layer.window_length):
+                planes = [take() for _ in range(layer.index_planes)]
+                indices = [
+                    sum((bits >> lane & 1) << place for place, bits in enumerate(reversed(planes)))
+                    for lane in range(spec.lanes)
+                ]
+                for plane, table in enumerate(tables):
+                    decoded = sum((table >> index & 1) << lane for lane, index in enumerate(indices))
+                    write(row, address + layer.plain_words + plane * layer.window_length + word, decoded)
 
     def fetch(self, layer: Descriptor) -> npt.NDArray[np.uint8]:
         """Window buffer for each window in walking order: (windows, words of all planes, bytes)."""

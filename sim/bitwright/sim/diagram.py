@@ -280,7 +280,8 @@ class _ArrayPicture:
         canvas.text(x - 10, 255, "operations", size=10.5, anchor="end", fill=MUTED)
         if spec.weight_stream:
             y = self.bottom + 27
-            canvas.block(x, y - 5, width, 40, STREAM, ["weight stream", "while the array computes"])
+            way = "decodes codebook indices" if spec.codebook_bits else "while the array computes"
+            canvas.block(x, y - 5, width, 40, STREAM, ["weight stream", way])
             canvas.line((x, y), (right + 74, y), (right + 74, self.bottom), arrow=True)
 
 

@@ -573,9 +573,17 @@ def _part_entries(spec: ArraySpec, name: str, part: PartActivity, table: EnergyT
 
     weight = table.sram(spec.weight_depth * lanes, lanes)
     yield entry("weight memory", "read", words * rows, weight)
-    streamed = part.runs * layer.stream_words * rows
+    streamed = part.runs * len(layer.stream_addresses()) * rows
     yield entry("weight memory", "streamed write", streamed, weight)
-    yield entry("off-chip", "streamed weights", streamed * lanes, table["dram_bit"])
+    bits = part.runs * layer.stream_beats(spec) * BUS_WIDTH
+    yield entry("off-chip", "streamed weights", bits, table["dram_bit"])
+    if spec.codebook_bits:
+        # Indices are registered as they come and once they are whole, each plane once; a lane's multiplexer is a tree
+        # of two-way ones, of three gates each.
+        multiplexers = (1 << spec.codebook_bits) - 1
+        yield entry("weight decoder", "index registers", bits, 2 * register)
+        yield entry("weight decoder", "look-up", streamed, table["and_bit"] * 3 * multiplexers * lanes)
+        yield entry("weight decoder", "word register", streamed, register * lanes)
     if layer.flags & FLAG_COEFFICIENTS:
         each = table.sram(spec.coefficient_depth * spec.coefficient_bits, spec.coefficient_bits)
         yield entry("coefficients", "read", words * rows, each)

@@ -28,8 +28,10 @@ from bitwright.hw.isa import (
     Descriptor,
     decode_thresholds,
     granules_of,
+    pack_words,
     pass_coefficients,
     place_channels,
+    repeat_table,
     unpack_words,
 )
 from bitwright.hw.program import Program
@@ -441,7 +443,7 @@ class _Reader:
     def _check_streams(self) -> None:
         """Check that no part's weights are overwritten while it runs: those of the next one come in meanwhile."""
         depth, parts = self.spec.weight_depth, self.program.parsed
-        streamed = [(layer.weight_base + np.arange(layer.stream_words)) % depth for layer in parts]
+        streamed = [layer.stream_addresses() % depth for layer in parts]
         for number, layer in enumerate(parts):
             words = layer.plane_words(self.spec)
             offsets = {(entry.weight_offset, words[entry.plane]) for entry in layer.passes}
@@ -460,12 +462,9 @@ class _Reader:
         """Weight memories while a part runs."""
         layer, parts = self.program.parsed[number], self.program.parsed
         if layer.stream_words:
-            row_beats = self.spec.derived.chunks * self.spec.rows
-            start = sum(other.stream_words for other in parts[:number]) * row_beats
-            beats = self.program.stream[start : start + layer.stream_words * row_beats]
-            words = beats.astype("<u4").view(np.uint8).reshape(self.spec.rows, layer.stream_words, -1)
-            addresses = (layer.weight_base + np.arange(layer.stream_words)) % self.spec.weight_depth
-            self.weights[:, addresses] = words
+            start = sum(other.stream_beats(self.spec) for other in parts[:number])
+            beats = self.program.stream[start : start + layer.stream_beats(self.spec)]
+            self.weights[:, layer.stream_addresses() % self.spec.weight_depth] = streamed_words(layer, self.spec, beats)
         return self.weights
 
     def _part(self, number: int, first: int, source: int, residual_source: int | None) -> Part:
@@ -646,6 +645,38 @@ def _proportional(terms: Sequence[dict[int, npt.NDArray[np.int64]]], modulus: in
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Stages of the hardware
+
+
+def streamed_words(layer: Descriptor, spec: ArraySpec, beats: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
+    """Words that a part's stream writes to each row, decoded where they are coded.
+
+    Parameters
+    ----------
+    layer, spec
+        Descriptor and array.
+    beats
+        The part's stream, ``uint32``, shape (beats,).
+
+    Returns
+    -------
+    words
+        Shape (rows, words, lanes / 8), in the order of ``Descriptor.stream_addresses``.
+    """
+    tables = beats[: len(beats) - layer.stream_words * spec.rows * spec.derived.chunks]
+    words = beats[len(tables) :].astype("<u4").view(np.uint8).reshape(spec.rows, layer.stream_words, -1)
+    if not layer.index_planes:
+        return words
+    for table in tables.tolist():
+        if table != (expected := repeat_table(table, layer.index_planes, spec)):
+            raise BitwrightError(f"A table of its codebook is {table:#x}, expected one that repeats, {expected:#x}.")
+    tiles = words.reshape(spec.rows, layer.row_tiles, layer.stream_tile_words, -1)
+    plain, coded = np.split(tiles, [layer.plain_words], axis=2)
+    coded = coded.reshape(spec.rows, layer.row_tiles, layer.window_length, layer.index_planes, -1)
+    significance = np.arange(layer.index_planes)[::-1, None]  # the most significant plane comes first
+    indices = (unpack_words(coded).astype(np.uint8) << significance).sum(axis=-2)
+    decoded = pack_words(np.stack([(table >> indices & 1).astype(bool) for table in tables], axis=2))
+    decoded = decoded.reshape(*plain.shape[:2], -1, plain.shape[-1])
+    return np.concatenate([plain, decoded], axis=2).reshape(spec.rows, -1, plain.shape[-1])
 
 
 def fetch_windows(codes: npt.NDArray[np.uint8], windows: Windows, *, lanes: int = GRANULE) -> npt.NDArray[np.uint8]:

@@ -44,7 +44,6 @@ from bitwright.hw.isa import (
     LOAD_LATENCY,
     RAW_TO_WRITE,
     SCHEDULE_OVERHEAD,
-    STREAM_OVERHEAD,
     ArraySpec,
     Descriptor,
     ZeroSkip,
@@ -552,9 +551,8 @@ def run(
     totals: dict[str, Ints] = dict.fromkeys(COUNTERS, np.zeros(1, np.int64))
     for number, (layer, work) in enumerate(zip(layers, works, strict=True)):
         timing = part_timing(layer, spec, work)
-        beats = layer.stream_words * spec.rows * spec.derived.chunks
         header = fetch + HEADER_TO_READY
-        switch = np.maximum(header + (beats + STREAM_OVERHEAD if beats else 0), start)
+        switch = np.maximum(header + layer.stream_cycles(spec), start)
         stream = switch - np.maximum(header, start)
         pulse = switch + 1
         end = pulse + timing.end + 1

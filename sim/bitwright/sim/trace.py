@@ -38,7 +38,6 @@ from bitwright.hw.isa import (
     HEADER_TO_READY,
     HEADER_WORDS,
     SCHEDULE_OVERHEAD,
-    STREAM_OVERHEAD,
     ArraySpec,
     Descriptor,
 )
@@ -309,9 +308,9 @@ class _Part:
         name = self.executed.name
         yield Slice("descriptors", f"header of {name}", fetch, HEADER_WORDS + 1)
         if layer.stream_words:
-            beats = layer.stream_words * spec.rows * spec.derived.chunks
-            words = {"words of a row": layer.stream_words}
-            yield Slice("weight stream", f"weights of {name}", fetch + HEADER_TO_READY, beats + STREAM_OVERHEAD, words)
+            words = {"words of a row": len(layer.stream_addresses()), "beats": layer.stream_beats(spec)}
+            cycles = layer.stream_cycles(spec)
+            yield Slice("weight stream", f"weights of {name}", fetch + HEADER_TO_READY, cycles, words)
         yield from self._loads()
         yield from self._schedules()
         yield from self._computes()

@@ -17,11 +17,13 @@ from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.accelerator import Accelerator
 from bitwright.hw.array import PEArray
+from bitwright.hw.codebook import CodebookDecoder, CodebookStreamer
 from bitwright.hw.drain import SearchControl, ThresholdUnit, threshold_layout
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec, preset
 from bitwright.hw.pe import ProcessingElement
 from bitwright.hw.popcount import Fabric, count_products
+from bitwright.hw.sequencer import WeightStreamer
 from bitwright.hw.synthesis import (
     LUTS_OF_CELLS,
     PARTS,
@@ -254,6 +256,21 @@ def arrays() -> Iterator[Measurement]:
         yield Measurement(f"{name}: flip-flops", used.flip_flops, "FF")
 
 
+def decoders() -> Iterator[Measurement]:
+    """Weight streams of 64 lanes, without a decoder and with one for indices of two and four bits."""
+    for family, label in FAMILIES.items():
+        unit = {"xilinx7": "LUT6", "ecp5": "LUT4", "ice40": "cells"}[family]
+        plain = _taken(WeightStreamer(ArraySpec(weight_stream=True)), family)
+        yield Measurement(f"weight stream, 64 lanes, {label}", plain.luts, unit)
+        for bits in (2, 4):
+            spec = ArraySpec(weight_stream=True, codebook_bits=bits)
+            used = _taken(CodebookStreamer(spec), family)
+            name = f"weight stream with {bits}-bit codebooks, 64 lanes, {label}"
+            yield Measurement(name, used.luts, unit)
+            yield Measurement(f"{name}: flip-flops", used.flip_flops, "FF")
+            yield Measurement(f"{name}: its look-up alone", _taken(CodebookDecoder(spec), family).luts, unit)
+
+
 def machine(name: str, part_name: str, reach: float) -> Iterator[Measurement]:
     """A whole accelerator, placed and routed, its bus and interrupt behind shift registers, its probe open."""
     spec, part = preset(name), PARTS[part_name]
@@ -287,6 +304,7 @@ GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
     "array": arrays,
     "counter": counters,
     "thresholds": thresholds,
+    "decoder": decoders,
     "tiny": lambda: machine("tiny", "up5k", 24),
     "edge": lambda: machine("edge", "85k", 80),
 }
