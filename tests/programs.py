@@ -94,9 +94,9 @@ def random_program(
     for index, info in enumerate(planned.layers):
         bits = planned.layers[index].weight_bits - (info.stored_encoding != info.weight_encoding)
         shape = (info.conv_shape[0], info.fan_in)
+        planes, first = layers[index].get("zero_planes", (0, 0))
         if info.codebook is None:
             values = random_weights(rng, info.weight_encoding, bits, shape)
-            planes, first = layers[index].get("zero_planes", (0, 0))
             values[first:] = clear_planes(values[first:], info.weight_encoding, bits, planes)
         else:
             values = rng.choice(np.array(info.codebook), shape)

@@ -406,7 +406,7 @@ class Load:
                     self.listed.append([])
                 if planes > planes_before:
                     assert planes == planes_before + 1
-                    self.listed[-1].append(ctx.get(dut.group.lengths[planes_before]))
+                    self.listed[-1].append(ctx.get(dut.group.lengths[planes_before].words))
                 planes_before = planes
                 if loading:
                     self.loading.append(cycle)
@@ -489,7 +489,9 @@ def test_loader_fills_the_window_buffer_and_lists_its_words(rng):
                 assert ctx.get(known.output_position) == output % (1 << known.output_position.shape().width)
                 assert ctx.get(known.drain_cycles) == len(group) * descriptor.drain_steps(spec)
                 assert ctx.get(known.last) == (number == len(groups) - 1)
-                assert [ctx.get(known.lengths[plane]) for plane in range(len(lists))] == [*map(len, lists)]
+                told = [ctx.get(known.lengths[plane]) for plane in range(len(lists))]
+                assert [each.words for each in told] == [*map(len, lists)]
+                assert [(each.some, each.one) for each in told] == [(len(each) > 0, len(each) == 1) for each in lists]
                 buffer = ctx.get(dut.buffer)
                 assert buffer == number % 2
                 output += fields["output_granules"] * sum(scene.pool_ends[window][1] for window in group)

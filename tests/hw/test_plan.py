@@ -464,7 +464,7 @@ def test_a_codebook_is_streamed_with_the_indices_of_the_weights():
     result = plan(shapes((5, 4, 4), layers), CODED, input_bits=2)
     assert [info.codebook for info in result.layers] == [(-8, 0, 2, 5, 7), (1,)]
     weights = [rng.choice(codebook, (12, 5, 3, 3)), np.ones((3, 192), int)]
-    thresholds = [(np.zeros((12, 3), np.int64), np.zeros((12, 3), np.uint8))]
+    thresholds = [(np.zeros((12, 3), np.int64), np.zeros(12, np.uint8))]
     program = result.assemble(weights, thresholds, np.ones(3), np.zeros(3))
     layer = result.descriptors[0]
     assert (layer.index_planes, layer.decoded_planes, layer.row_tiles, layer.plain_words) == (3, 4, 2, 0)
@@ -492,7 +492,7 @@ def test_a_grouped_layer_adds_a_zero_to_its_codebook():
 
 def test_weights_outside_the_codebook_are_refused():
     result = plan(shapes((1, 2, 2), [conv(3, 1, codebook=(-2, 1)), linear(2)]), CODED, input_bits=1)
-    thresholds = [(np.zeros((3, 3), np.int64), np.zeros((3, 3), np.uint8))]
+    thresholds = [(np.zeros((3, 3), np.int64), np.zeros(3, np.uint8))]
     weights = [np.array([1, -2, 1]).reshape(3, 1, 1, 1), np.ones((2, 12), int)]
     assert len(result.assemble(weights, thresholds, np.ones(2), np.zeros(2)).stream)
     weights[0][2] = -1

@@ -18,7 +18,9 @@ from bitwright.hw.isa import (
     FLAG_LAST,
     HEADER_TO_READY,
     HEADER_WORDS,
+    SCHEDULE_END,
     SCHEDULE_OVERHEAD,
+    SCHEDULE_START,
     STREAM_OVERHEAD,
     ArraySpec,
     Descriptor,
@@ -420,6 +422,11 @@ def scheduled(layer: Descriptor, lengths: Sequence[int]) -> list[Entry]:
     return entries + ([Entry(None, falls[-1] - before, 0)] if falls[-1] > before else [])
 
 
+def told(lengths: Sequence[int]) -> list[dict[str, int]]:
+    """Lengths as a group has them."""
+    return [{"words": length, "some": int(length != 0), "one": int(length == 1)} for length in lengths]
+
+
 def counted(length: int, extra: int) -> dict[str, int]:
     """Both numbers of an entry, and what the issuer is told of them."""
     told = {"no_word": length == 0, "one_word": length == 1, "no_extra": extra == 0, "one_extra": extra == 1}
@@ -458,10 +465,10 @@ def listing(layer: Descriptor, arrivals: Sequence[int]) -> int:
 
     A plane that the window does not have is not waited for longer than the window.
     """
-    listed = 0
+    listed = SCHEDULE_START - 1
     for entry in layer.passes:
         listed = max(listed + 1, arrivals[min(entry.plane, len(arrivals) - 1)])
-    return listed + SCHEDULE_OVERHEAD
+    return listed + SCHEDULE_END
 
 
 async def load(
@@ -487,7 +494,7 @@ async def load(
         ctx.set(dut.group_started, cycle == 0)
         ctx.set(dut.loaded_planes, loaded)
         ctx.set(dut.group_ready, loaded == len(arrivals))
-        ctx.set(dut.group, {"lengths": [*lengths[:loaded], *left]})
+        ctx.set(dut.group, {"lengths": told([*lengths[:loaded], *left])})
         assert ctx.get(dut.complete) == (cycle >= complete), cycle
 
 
@@ -626,7 +633,7 @@ def test_the_list_of_a_group_stays_while_the_next_is_made():
         for group in range(4):
             ctx.set(dut.group_buffer, group % 2)
             lengths = [1 + (group + plane) % 4 for plane in range(3)]
-            ctx.set(dut.group, {"lengths": lengths + [0] * (spec.derived.lists - 3)})
+            ctx.set(dut.group, {"lengths": told(lengths + [0] * (spec.derived.lists - 3))})
             ctx.set(dut.loaded_planes, 3)
             ctx.set(dut.group_ready, 1)
             # The list of the group before is read meanwhile.
@@ -668,7 +675,7 @@ def test_passes_over_planes_that_a_layer_does_not_have_are_left_out(zero_skip, p
     async def bench(ctx):
         ctx.set(dut.layer, layer.fields)
         ctx.set(dut.pass_address, HEADER_WORDS)
-        ctx.set(dut.group, {"lengths": lengths[: spec.derived.lists]})
+        ctx.set(dut.group, {"lengths": told(lengths[: spec.derived.lists])})
         for cycle in range(cycles):
             ctx.set(dut.start, cycle == 0)
             ctx.set(dut.group_started, cycle == 0)
@@ -792,7 +799,7 @@ def issued_layers(draw: st.DrawFn) -> tuple[dict[str, int], list[Group]]:
             "pool_last": draw(columns),
             "output_position": draw(st.integers(0, (1 << SPEC.derived.position_width) - 1)),
             "drain_cycles": draw(st.integers(1, SPEC.columns * 4)),
-            "lengths": [0] * SPEC.derived.lists,
+            "lengths": told([0] * SPEC.derived.lists),
             "last": int(number == count - 1),
         }
         skipped, wait = draw(st.integers(0, 500)), draw(st.sampled_from([0, 0, 1, 30]))
@@ -947,7 +954,7 @@ def test_a_start_ends_what_an_issuer_was_doing():
 
     async def bench(ctx):
         ctx.set(dut.layer, layer)
-        ctx.set(dut.group, {**known, "lengths": [0] * SPEC.derived.lists})
+        ctx.set(dut.group, {**known, "lengths": told([0] * SPEC.derived.lists)})
         ctx.set(dut.count, 1)
         ctx.set(dut.entry, {**entry, **counted(2, 0)})
         for after in (1, 2, 3, 4, 5, 12):

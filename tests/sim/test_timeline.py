@@ -16,7 +16,9 @@ from bitwright.hw.isa import (
     HEADER_TO_READY,
     LOAD_LATENCY,
     RAW_TO_WRITE,
+    SCHEDULE_END,
     SCHEDULE_OVERHEAD,
+    SCHEDULE_START,
     ArraySpec,
     Descriptor,
 )
@@ -111,9 +113,10 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
         if until_complete:
             until_complete -= 1
         if scheduled < len(layer.passes):
-            listed = reads >= 2 and loaded is not None and there[layer.passes[scheduled].plane]
+            listed = reads >= 1 + SCHEDULE_START and loaded is not None and there[layer.passes[scheduled].plane]
             if listed or spec.zero_skip != "skip":
-                scheduled, until_complete = scheduled + 1, SCHEDULE_OVERHEAD
+                scheduled = scheduled + 1
+                until_complete = SCHEDULE_END if spec.zero_skip == "skip" else SCHEDULE_OVERHEAD
         ready = loaded is not None and all(there) and scheduled == len(layer.passes) and not until_complete
 
         idle = current is None

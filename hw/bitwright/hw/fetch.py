@@ -542,10 +542,15 @@ def group_layout(spec: ArraySpec) -> data.StructLayout:
             # Of the first output pixel that the group completes: position, or address of raw results.
             "output_position": max(derived.position_width, derived.result_address_width),
             "drain_cycles": (spec.columns * max(spec.rows, spec.activation_planes_max)).bit_length(),
-            "lengths": data.ArrayLayout(derived.window_address_width + 1, derived.lists),  # entries of each plane
+            "lengths": data.ArrayLayout(length_layout(spec), derived.lists),  # entries of each plane
             "last": 1,  # of the layer
         }
     )
+
+
+def length_layout(spec: ArraySpec) -> data.StructLayout:
+    """How many words of a plane are listed, and what the scheduler has to know of that number at once."""
+    return data.StructLayout({"words": spec.derived.window_address_width + 1, "some": 1, "one": 1})
 
 
 def entry_layout(spec: ArraySpec) -> data.StructLayout:
@@ -854,14 +859,14 @@ class WindowLoader(wiring.Component):
         ]
         plane = Signal(range(derived.lists))
         address = Signal(derived.window_address_width)
-        length, listed = Signal.like(group.lengths[0]), Signal.like(group.lengths[0])
+        length, listed = Signal.like(group.lengths[0].words), Signal.like(group.lengths[0].words)
         m.d.comb += listed.eq(length + lists)
         with m.If(complete):
             m.d.sync += [length.eq(listed), address.eq(address + lists)]
             with m.If(stage.read.plane_end):
-                lengths = Array(group.lengths[index] for index in range(derived.lists))
+                lengths = Array(group.lengths[index].as_value() for index in range(derived.lists))
                 m.d.sync += [
-                    lengths[plane].eq(listed),
+                    lengths[plane].eq(Cat(listed, listed != 0, listed == 1)),
                     self.loaded_planes.eq(plane + 1),
                     length.eq(0),
                     plane.eq(plane + 1),

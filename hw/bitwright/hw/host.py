@@ -197,16 +197,19 @@ class HostPort(wiring.Component):
         # Control, status and counters.
         control = write & (region == Region.REGISTERS) & (address[: derived.region_width] == Register.CONTROL)
         starting, stopping, failed, done = Signal(), Signal(), Signal(), Signal()
+        started, stopped = Signal(), Signal()  # in the cycle before
         error, error_field = Signal(3), Signal(8)
         layer = Signal(16)
         m.d.comb += [
             stopping.eq(control & value[1]),
-            starting.eq(control & value[0] & ~stopping & ~self.busy),
-            self.clear.eq(starting | stopping | failed),
+            starting.eq(control & value[0] & ~stopping & ~self.busy & ~started & ~self.start),
             self.interrupt.eq(done),
         ]
         m.d.sync += [
-            self.start.eq(starting),
+            started.eq(starting),
+            stopped.eq(stopping),
+            self.clear.eq(starting | stopping | failed),  # from a register: it goes everywhere
+            self.start.eq(started & ~stopping),
             failed.eq(self.finished & (self.error != ErrorCode.NONE)),
         ]
         # The sequencer forgets its layer when it is cleared; the register keeps it until the next start or stop.
@@ -214,7 +217,7 @@ class HostPort(wiring.Component):
             m.d.sync += layer.eq(self.layer_index)
         for name in COUNTERS:
             m.d.comb += self.totals[name].eq(self.counters[name] + self.events[name])
-        with m.If(starting | stopping):
+        with m.If(starting | stopping | stopped):
             m.d.sync += [self.counters.eq(0), done.eq(0), error.eq(ErrorCode.NONE), error_field.eq(0), layer.eq(0)]
         with m.Else():
             m.d.sync += self.counters.eq(self.totals)

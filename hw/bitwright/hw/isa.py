@@ -1269,7 +1269,11 @@ READ_LATENCY = 3
 HEADER_TO_READY = HEADER_WORDS + 2
 """Sequencer: from the first cycle of a header's fetch to the first cycle in which its layer may start."""
 
-SCHEDULE_OVERHEAD = 2
+SCHEDULE_START, SCHEDULE_END = 2, 2
+"""Pass scheduler: from its start to the cycle that lists the first pass, and from that of the last one to the first
+cycle in which the list is complete."""
+
+SCHEDULE_OVERHEAD = SCHEDULE_START + SCHEDULE_END - 1
 """Pass scheduler: cycles beside one for each pass, from its start to the first cycle in which the list is complete."""
 
 STREAM_OVERHEAD = 1

@@ -7,7 +7,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.drain import tile_layout
-from bitwright.hw.fetch import descriptor_layout, group_layout
+from bitwright.hw.fetch import descriptor_layout, group_layout, length_layout
 from bitwright.hw.isa import (
     BUS_WIDTH,
     DOUBLES_MAX,
@@ -365,43 +365,40 @@ class PassScheduler(wiring.Component):
             self.count.eq(written),
         ]
 
-        begin, advance, tail = Signal(), Signal(), Signal()
+        begin, fetch, advance, tail = Signal(), Signal(), Signal(), Signal()
         index, current = Signal(range(spec.derived.passes_max + 1)), Signal(range(spec.derived.passes_max + 1))
-        valid, started = Signal(), Signal()
+        fetched, valid, started = Signal(), Signal(), Signal()
+        entry_pass = Signal(PASS)
         doubles = Signal(DOUBLES_WIDTH)  # of the passes dropped since the last entry
         m.d.comb += [
             begin.eq(self.group_started if skip else self.start),
             self.address.eq(self.pass_address + Mux(begin, 0, index)),
-            self.read.eq(begin | advance),
+            self.read.eq(begin | fetch),
+            # The word that has come from memory goes to a register when the pass before is listed.
+            fetch.eq(fetched & (~valid | advance)),
         ]
 
-        # The pass whose word has come from memory.
-        entry_pass = data.View(PASS, self.word)
-        # Its plane has been listed. A pass over a plane that the window does not have waits for the group's end.
+        # The pass in the register. Its plane has been listed, or, if the window does not have it, the group is there.
         listed = (self.loaded_planes > entry_pass.plane) | self.group_ready if skip else 1
         m.d.comb += advance.eq(valid & listed)
         residual = Signal()
         m.d.comb += residual.eq(entry_pass.plane >= layer.activation_planes)
-        words, length = Signal(spec.derived.window_address_width + 1), Signal(spec.derived.window_address_width + 1)
-        lengths = Array(self.group.lengths[plane] for plane in range(spec.derived.lists))
+        words, length = Signal(spec.derived.window_address_width + 1), Signal(length_layout(spec))
+        lengths = Array(self.group.lengths[plane].as_value() for plane in range(spec.derived.lists))
         m.d.comb += words.eq(Mux(residual, layer.residual_length, layer.window_length))
         if skip:
             m.d.comb += length.eq(lengths[entry_pass.plane])
         else:
-            m.d.comb += length.eq(words)
+            m.d.comb += length.eq(Cat(words, words != 0, words == 1))
         total = Signal(DOUBLES_WIDTH)
         m.d.comb += total.eq(doubles + entry_pass.doubles)
         keep = Signal()
-        m.d.comb += keep.eq(length != 0)  # without skipping, too: the issuer could not end a pass over no plane
+        m.d.comb += keep.eq(length.some)  # without skipping, too: the issuer could not end a pass over no plane
 
-        m.d.comb += [
-            write.data.no_word.eq(write.data.length == 0),
-            write.data.one_word.eq(write.data.length == 1),
-            write.data.no_extra.eq(write.data.extra == 0),
-            write.data.one_extra.eq(write.data.extra == 1),
-        ]
         with m.If(tail):  # what is left to double, or nothing at all
             m.d.comb += [
+                write.data.no_word.eq(1),
+                write.data.one_extra.eq(doubles <= 1),
                 write.data.length.eq(0),
                 write.data.extra.eq(Mux(doubles == 0, 1, doubles)),
                 write.data.double.eq(doubles != 0),
@@ -411,7 +408,11 @@ class PassScheduler(wiring.Component):
             m.d.comb += [
                 write.data.weight_offset.eq(entry_pass.weight_offset),
                 write.data.base.eq(entry_pass.base),
-                write.data.length.eq(length),
+                write.data.length.eq(length.words),
+                write.data.no_word.eq(~length.some),
+                write.data.one_word.eq(length.one),
+                write.data.no_extra.eq(~started | (total <= 1)),
+                write.data.one_extra.eq(started & (total == 2)),
                 write.data.extra.eq(Mux(~started | (total == 0), 0, total - 1)),
                 write.data.double.eq(started & (total != 0)),
                 write.data.negate.eq(entry_pass.negate),
@@ -426,13 +427,13 @@ class PassScheduler(wiring.Component):
                 m.d.sync += [started.eq(1), doubles.eq(0)]
             with m.Elif(started):
                 m.d.sync += doubles.eq(total)
-            m.d.sync += self.skipped.eq(self.skipped + words - length)
+            m.d.sync += self.skipped.eq(self.skipped + words - length.words)
 
         m.d.sync += tail.eq(0)
         with m.If(begin):
             m.d.sync += [
-                valid.eq(1),
-                current.eq(0),
+                fetched.eq(1),
+                valid.eq(0),
                 index.eq(1),
                 written.eq(0),
                 started.eq(0),
@@ -440,10 +441,17 @@ class PassScheduler(wiring.Component):
                 self.skipped.eq(0),
                 self.complete.eq(0),
             ]
-        with m.Elif(advance):
-            m.d.sync += [current.eq(index), index.eq(index + 1)]
-            with m.If(index == layer.passes):
-                m.d.sync += [tail.eq(1), valid.eq(0)]
+        with m.Else():
+            with m.If(fetch):
+                m.d.sync += [
+                    entry_pass.eq(data.View(PASS, self.word)),
+                    current.eq(index - 1),
+                    index.eq(index + 1),
+                    fetched.eq(index != layer.passes),
+                ]
+            with m.If(fetch | advance):
+                m.d.sync += valid.eq(fetch)
+            m.d.sync += tail.eq(advance & ~fetched)
         with m.If(tail):
             m.d.sync += self.complete.eq(1)
         if skip:

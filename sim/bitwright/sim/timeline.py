@@ -43,7 +43,9 @@ from bitwright.hw.isa import (
     HEADER_TO_READY,
     LOAD_LATENCY,
     RAW_TO_WRITE,
+    SCHEDULE_END,
     SCHEDULE_OVERHEAD,
+    SCHEDULE_START,
     ArraySpec,
     Descriptor,
     ZeroSkip,
@@ -371,10 +373,10 @@ def part_timing(layer: Descriptor, spec: ArraySpec, work: Work) -> PartTiming:
 def listing_cycles(layer: Descriptor, spec: ArraySpec) -> int:
     """Cycles from a group's first read until its passes are listed, one a cycle and each once its plane is loaded."""
     loaded = np.cumsum(layer.plane_loads(spec)) + LOAD_LATENCY
-    listed = 1
+    listed = SCHEDULE_START
     for entry in layer.passes:
         listed = max(listed + 1, int(loaded[entry.plane]))
-    return max(listed + SCHEDULE_OVERHEAD, int(loaded[-1]))
+    return max(listed + SCHEDULE_END, int(loaded[-1]))
 
 
 _VECTOR_RUNS = 12
