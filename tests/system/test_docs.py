@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from bitwright.sw.config import parse_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def _blocks(language):
@@ -38,6 +41,16 @@ def test_commands_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", README):
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_modules_that_a_page_runs_exist_with_their_groups(page):
+    for name, options in re.findall(r"python -m (bitwright[\w.]*)((?: --only \w+)*)", page.read_text(encoding="utf-8")):
+        assert find_spec(name) is not None, name
+        if options:
+            module = import_module(name)
+            known = getattr(module, "GROUPS", None) or module.TABLES
+            assert set(options.split()) - {"--only"} <= set(known), name
 
 
 def test_local_links_of_the_readme_exist():
