@@ -55,7 +55,7 @@ def example() -> tuple[Program, npt.NDArray[np.uint8]]:
     thresholds = np.sort(rng.integers(-40, 10, (12, 3)), axis=1)
     program = planned.assemble(
         weights,
-        [(thresholds, np.zeros((12, 3), np.uint8)), (np.zeros((4, 0), np.int64), np.zeros((4, 0), np.uint8))],
+        [(thresholds, np.zeros(12, np.uint8)), (np.zeros((4, 0), np.int64), np.zeros(4, np.uint8))],
         output_scale=np.ones(4),
         output_offset=np.zeros(4),
     )

@@ -334,7 +334,7 @@ def cifar_point(model: str, method: str) -> Point:
         "activation_bits": 2,
         "layers": {"conv1": ends, "fc*": ends},
     }
-    data = {"name": "cifar10", "images": images, "shift": 4, "flip": True}
+    data = {"name": "cifar-10", "images": images, "shift": 4, "flip": True}
     return Point(f"cifar/{model}-{method}", _config(data=data, model={"name": model}, quantize=quantize, train=train))
 
 
