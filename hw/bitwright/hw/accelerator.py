@@ -205,19 +205,31 @@ class Accelerator(wiring.Component):
                 Cat((operation.base + loader.entry.word)[: derived.window_address_width], operation.buffer)
             ),
         ]
-        active_operand = Signal(spec.columns)
-        control_operand = Signal.like(array.control)
-        residual_operand = Signal()
-        m.d.sync += [
-            active_operand.eq(active),
-            control_operand.valid.eq(operation.valid),
-            control_operand.clear.eq(operation.clear),
-            control_operand.double.eq(operation.double),
-            control_operand.negate.eq(operation.negate),
-            residual_operand.eq(operation.residual),
-        ]
 
-        # Cycle 2: operands.
+        # Cycle 2: the addresses reach memories all over the chip. Cycle 3: operands.
+        read_active = Signal(spec.columns)
+        read_weight, read_window = Signal.like(weight_address), Signal.like(window_address)
+        read_coefficient = Signal.like(operation.coefficient_address)
+        control, residual = Signal.like(array.control), Signal()
+        active_operand, control_operand, residual_operand = (
+            Signal.like(read_active),
+            Signal.like(control),
+            Signal.like(residual),
+        )
+        m.d.sync += [
+            read_active.eq(active),
+            read_weight.eq(weight_address),
+            read_window.eq(window_address),
+            read_coefficient.eq(operation.coefficient_address),
+            control.valid.eq(operation.valid),
+            control.clear.eq(operation.clear),
+            control.double.eq(operation.double),
+            control.negate.eq(operation.negate),
+            residual.eq(operation.residual),
+            active_operand.eq(read_active),
+            control_operand.eq(control),
+            residual_operand.eq(residual),
+        ]
         m.d.comb += [
             array.active.eq(active_operand),
             array.control.eq(control_operand),
@@ -229,16 +241,16 @@ class Accelerator(wiring.Component):
             )
             window_read, window_write = window.read_port(), window.write_port()
             m.d.comb += [
-                window_read.addr.eq(window_address),
-                window_read.en.eq(active[column]),
+                window_read.addr.eq(read_window),
+                window_read.en.eq(read_active[column]),
                 array.activations[column].eq(window_read.data),
                 window_write.addr.eq(loader.window_write_address),
                 window_write.data.eq(loader.window_write_data[column]),
                 window_write.en.eq(loader.window_write[column]),
             ]
-        self._connect_weights(m, array, host, sequencer, weight_address, active.any())
+        self._connect_weights(m, array, host, sequencer, read_weight, read_active.any())
         if spec.coefficient_bits:
-            self._connect_coefficients(m, array, host, sequencer.layer, operation)
+            self._connect_coefficients(m, array, host, sequencer.layer, read_coefficient)
 
         # The tile follows its last operation to the accumulators.
         loading = Signal(1)
@@ -380,7 +392,7 @@ class Accelerator(wiring.Component):
             ]
 
     def _connect_coefficients(
-        self, m: Module, array: PEArray, host: HostPort, layer: "data.View[Any]", operation: Signal
+        self, m: Module, array: PEArray, host: HostPort, layer: "data.View[Any]", address: Signal
     ) -> None:
         """Coefficient memories, read in step with the weights; 1 in layers without coefficients."""
         spec = self.spec
@@ -393,7 +405,7 @@ class Accelerator(wiring.Component):
             )
             read, write = coefficients.read_port(), coefficients.write_port()
             m.d.comb += [
-                read.addr.eq(operation.coefficient_address),
+                read.addr.eq(address),
                 array.coefficients[row].eq(Mux(used, read.data.as_signed(), 1)),
                 write.addr.eq(host.write_address),
                 write.data.eq(host.write_data),

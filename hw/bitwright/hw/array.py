@@ -10,7 +10,7 @@ from bitwright.hw.isa import ISSUE_TO_LOAD, ArraySpec
 from bitwright.hw.pe import BASE, COUNT_LATENCY, PopcountAccumulator, ProcessingElement
 from bitwright.hw.popcount import Fabric
 
-OPERAND_TO_LOAD = ISSUE_TO_LOAD - 2
+OPERAND_TO_LOAD = ISSUE_TO_LOAD - 3
 """Cycles from an operand on the inputs of an array without a multiplier to its sum in the accumulators, where it may be
 loaded; ``Derived.multiply_stages`` more with one."""
 
