@@ -64,14 +64,10 @@ class Bench:
 
     async def load(self, writes: Iterable[tuple[int, int]]) -> None:
         """Make writes by AXI4-Lite, consecutive ones at once."""
-        pairs = list(writes)
-        starts = [
-            0,
-            *(index for index, (one, two) in enumerate(pairwise(pairs), 1) if two[0] != one[0] + 1),
-            len(pairs),
-        ]
-        for first, last in pairwise(starts):
-            assert await self.write(pairs[first][0], [data for _, data in pairs[first:last]]) == AxiResp.OKAY
+        data = dict(writes)
+        for first, count in bursts(list(data)):
+            words = [data[address] for address in range(first, first + count)]
+            assert await self.write(first, words) == AxiResp.OKAY
 
     async def run(self, program: Program, image: Any) -> list[int]:
         """Load an image, run and read by AXI4-Lite."""

@@ -49,7 +49,8 @@ class CocotbSimulator:
             name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COCOTB_"))
         }
         if self.simulator == "verilator":
-            self._environment |= verilator_environment()
+            # Its library takes longer to compile than a small array, and Python takes most of the time of a run.
+            self._environment |= verilator_environment(library="-O0")
         self._folder = self._build(text)
 
     def run(self, module: str, working: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

@@ -156,6 +156,7 @@ async def execute_commands(dut: Any) -> None:
 
 def main(action: str, simulator: str, verilog: str, folder: str, *bench: str) -> None:
     """Build the simulator of a Verilog file in a folder, or run a bench in it."""
+    from cocotb_tools.check_results import get_results
     from cocotb_tools.runner import get_runner
 
     runner = get_runner(simulator)
@@ -175,7 +176,7 @@ def main(action: str, simulator: str, verilog: str, folder: str, *bench: str) ->
         )
     else:
         module, working = bench
-        runner.test(
+        results = runner.test(
             test_module=module,
             hdl_toplevel=top,
             hdl_toplevel_lang="verilog",
@@ -183,6 +184,9 @@ def main(action: str, simulator: str, verilog: str, folder: str, *bench: str) ->
             test_dir=working,
             results_xml=str(Path(working) / "results.xml"),
         )
+        tests, failed = get_results(results)
+        if failed or not tests:
+            sys.exit(f"{failed} of {tests} tests of {module} failed.")
 
 
 if __name__ == "__main__":
