@@ -7,6 +7,7 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.triggers import ClockCycles, with_timeout
+from cocotb.utils import get_sim_time
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp, AxiStreamBus, AxiStreamSink, AxiStreamSource
 
 import onbus
@@ -229,6 +230,30 @@ async def what_is_refused(dut: Any) -> None:
     assert await bench.write(CONTROL, [STOP]) == AxiResp.OKAY
     assert await bench.read(STATUS) == [0]
     onbus.check(program, images[0], await bench.run(program, images[0]))
+
+
+@cocotb.test()
+async def an_access_a_cycle(dut: Any) -> None:
+    """Where no model stalls, each bus by itself makes an access in every cycle, but for a few at the ends."""
+    bench = Bench(dut)
+    await bench.start()
+    place, count = AT(Region.ACTIVATIONS), 400
+
+    async def cycles(action: Any) -> float:
+        started = get_sim_time("ns")
+        await action
+        return (get_sim_time("ns") - started) / PERIOD
+
+    async def by_stream() -> list[int]:
+        await bench.commands.send([*command(Opcode.WRITE, place, count), *range(count, 2 * count)])
+        await bench.commands.send(command(Opcode.READ, place, count))
+        return (await bench.reply())[0]
+
+    assert await cycles(bench.write(place, [*range(count)])) < count + 20
+    assert await cycles(bench.read(place, count)) < count + 20
+    assert await bench.read(place, count) == [*range(count)]
+    assert await cycles(by_stream()) < 2 * count + 40
+    assert await bench.read(place, count) == [*range(count, 2 * count)]
 
 
 @cocotb.test()

@@ -13,7 +13,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from cocotbext.wishbone.driver import WBOp, WishboneMaster
 
 import onbus
-from bitwright.hw.isa import ErrorCode, Region
+from bitwright.hw.isa import READ_LATENCY, ErrorCode, Region
 from bitwright.hw.program import Program
 from onbus import AT, CONTROL, ERROR, SPEC, STATUS, STOP
 
@@ -201,10 +201,11 @@ async def random_accesses(dut: Any) -> None:
         good = address in (memories.writable if write else memories.readable) and (sel == 15 or not write)
         if data is not None and good:
             memories.write(address, data)  # in the first cycle: it cannot be given up
-        for _ in range(patience):
+        for cycles in range(1, patience + 1):
             await RisingEdge(dut.clk)
             if int(dut.wb_ack.value) or int(dut.wb_err.value):
                 assert int(dut.wb_ack.value) == good, hex(address)
+                assert cycles == (READ_LATENCY + 1 if data is None and good else 2)
                 if data is None and good:
                     assert memories.plausible(address, int(dut.wb_dat_r.value))
                 return

@@ -58,7 +58,7 @@ class BusTop:
     clocking
         Its clock and reset; None: it is emitted as it is.
     address_unit
-        What an address counts, in bytes.
+        Bytes that an address of the port counts.
     port_help
         Meaning of the ports whose names begin so; the longest beginning counts.
     """
@@ -210,7 +210,10 @@ def _header(spec: ArraySpec, module: str) -> str:
 
 
 def describe(spec: ArraySpec, bus: Bus = "host") -> dict[str, Any]:
-    """Ports, register map, memory map and descriptor fields, for programs: plain JSON values."""
+    """Ports, register map, memory map and descriptor fields, for programs: plain JSON values.
+
+    Addresses count bus words; those of the ports count units of ``port_address_bytes``.
+    """
     derived, top = spec.derived, bus_top(bus)
     shifts = {
         Region.WEIGHTS: f"(row * {1 << derived.weight_address_width} + word) * {derived.chunks} + chunk",
@@ -231,7 +234,7 @@ def describe(spec: ArraySpec, bus: Bus = "host") -> dict[str, Any]:
             "address_bits": derived.bus_address_width,
             "data_bits": BUS_WIDTH,
             "unit": f"words of {BUS_WIDTH} bits",
-            "bytes_of_an_address": top.address_unit,
+            "port_address_bytes": top.address_unit,
             "read_latency_cycles": READ_LATENCY,
         },
         "registers": [
