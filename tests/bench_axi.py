@@ -32,7 +32,7 @@ class Bench:
     def __init__(self, dut: Any) -> None:
         self.dut = dut
         port = dut.aclk, dut.aresetn, False
-        self.lite = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), *port)
+        self.lite: Any = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), *port)
         self.commands = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis"), *port, byte_lanes=1)
         self.replies = AxiStreamSink(AxiStreamBus.from_prefix(dut, "m_axis"), *port, byte_lanes=1)
         self.weights = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis_weights"), *port, byte_lanes=1)
@@ -105,7 +105,7 @@ def run_packet(program: Program, image: Any) -> list[int]:
     return [*writes, *command(Opcode.WAIT), *reads(onbus.readings(program))]
 
 
-@cocotb.test()
+@cocotb.test(**onbus.limit())
 async def networks_by_axi_lite(dut: Any) -> None:
     """Two networks, one loaded over the other, images back to back, all channels stalling."""
     bench = Bench(dut)
@@ -117,7 +117,7 @@ async def networks_by_axi_lite(dut: Any) -> None:
             onbus.check(program, image, await bench.run(program, image))
 
 
-@cocotb.test()
+@cocotb.test(**onbus.limit())
 async def networks_by_stream(dut: Any) -> None:
     """The same by commands, all of them queued at once, while the other bus polls; weights that stall."""
     bench = Bench(dut)
@@ -150,7 +150,7 @@ async def networks_by_stream(dut: Any) -> None:
     onbus.check(program, images[0], await bench.run(program, images[0]), timed=False)
 
 
-@cocotb.test()
+@cocotb.test(**onbus.limit())
 async def reset_in_a_burst(dut: Any) -> None:
     """Reset while both buses write and answers wait, and while a run takes weights; then all works as at first."""
     bench = Bench(dut)
@@ -184,7 +184,7 @@ async def reset_in_a_burst(dut: Any) -> None:
     onbus.check(program, images[1], await bench.run(program, images[1]))
 
 
-@cocotb.test()
+@cocotb.test(**onbus.limit())
 async def what_is_refused(dut: Any) -> None:
     """Partial writes, addresses of nothing, malformed commands; a write during a run."""
     bench = Bench(dut)
@@ -232,7 +232,7 @@ async def what_is_refused(dut: Any) -> None:
     onbus.check(program, images[0], await bench.run(program, images[0]))
 
 
-@cocotb.test()
+@cocotb.test(**onbus.limit())
 async def an_access_a_cycle(dut: Any) -> None:
     """Where no model stalls, each bus by itself makes an access in every cycle, but for a few at the ends."""
     bench = Bench(dut)
@@ -256,7 +256,7 @@ async def an_access_a_cycle(dut: Any) -> None:
     assert await bench.read(place, count) == [*range(count, 2 * count)]
 
 
-@cocotb.test()
+@cocotb.test(**onbus.limit(onbus.transactions()))
 async def random_accesses(dut: Any) -> None:
     """Accesses to anything, from both buses at once: each is answered as the manual says, nothing else changes."""
     bench, rng = Bench(dut), random.Random(5)

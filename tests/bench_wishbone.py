@@ -106,19 +106,19 @@ async def networks(dut: Any, master: type[WishboneMaster]) -> None:
             onbus.check(program, image, await bench.run(program, image))
 
 
-@cocotb.test()
+@cocotb.test(**onbus.limit())
 async def networks_by_a_classic_master(dut: Any) -> None:
     """Without STALL_O."""
     await networks(dut, Classic)
 
 
-@cocotb.test()
+@cocotb.test(**onbus.limit())
 async def networks_by_a_pipelined_master(dut: Any) -> None:
     """With STALL_O."""
     await networks(dut, WishboneMaster)
 
 
-@cocotb.test()
+@cocotb.test(**onbus.limit())
 async def what_is_refused(dut: Any) -> None:
     """Partial writes, addresses of nothing; a write during a run."""
     bench = Bench(dut)
@@ -147,7 +147,7 @@ async def what_is_refused(dut: Any) -> None:
     onbus.check(program, images[0], await bench.run(program, images[0]))
 
 
-@cocotb.test()
+@cocotb.test(**onbus.limit())
 async def reset_in_a_burst(dut: Any) -> None:
     """Reset while a program is loaded, with a request on the bus, and during a run; then all works as at first."""
     bench = Bench(dut)
@@ -176,7 +176,7 @@ async def reset_in_a_burst(dut: Any) -> None:
     onbus.check(program, images[1], await bench.run(program, images[1]))
 
 
-@cocotb.test()
+@cocotb.test(**onbus.limit(onbus.transactions()))
 async def random_accesses(dut: Any) -> None:
     """Accesses to anything, some given up: each is answered as the manual says, nothing else changes."""
     bench, rng = Bench(dut), random.Random(5)

@@ -88,6 +88,11 @@ def transactions() -> int:
     return int(os.environ.get("BITWRIGHT_TRANSACTIONS", "300"))
 
 
+def limit(accesses: int = 0) -> dict[str, Any]:
+    """What a test must not take longer than, in simulated time, with its random accesses."""
+    return {"timeout_time": (100_000 + 200 * accesses) * PERIOD, "timeout_unit": "ns"}
+
+
 def stalls(rng: random.Random, share: float) -> Iterator[bool]:
     """Whether to pause, cycle by cycle, in bursts."""
     while True:

@@ -2,7 +2,7 @@ import random
 from typing import Any
 
 import pytest
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -18,6 +18,10 @@ def small(**options: Any) -> ArraySpec:
 
 class Decoder(wiring.Component):
     """The check of addresses by itself."""
+
+    address: Signal
+    write: Signal
+    mapped: Signal
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
