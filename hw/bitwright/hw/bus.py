@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 from amaranth.hdl import Array, Module, Mux, ShapeLike, Signal, Value
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.host import host_signature
@@ -204,16 +204,21 @@ class ResponseQueue(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         m = Module()
-        payload = Value.cast(self.i.payload)
-        m.submodules.fifo = queue = fifo.SyncFIFO(width=len(payload), depth=QUEUE_DEPTH)
-        owed = Signal(range(QUEUE_DEPTH + 1))
-        m.d.sync += owed.eq(owed + self.claim - (self.o.valid & self.o.ready))
+        arriving, leaving = Value.cast(self.i.payload), Value.cast(self.o.payload)
+        taken = Signal()
+        # The newest comes first; a small memory would need ports that not every fabric has.
+        entries = [Signal(len(arriving), reset_less=True, name=f"entry_{age}") for age in range(QUEUE_DEPTH)]
+        owed, level = Signal(range(QUEUE_DEPTH + 1)), Signal(range(QUEUE_DEPTH + 1))
         m.d.comb += [
+            taken.eq(self.o.valid & self.o.ready),
             self.room.eq(owed != QUEUE_DEPTH),
-            queue.w_data.eq(payload),
-            queue.w_en.eq(self.i.valid),
-            Value.cast(self.o.payload).eq(queue.r_data),
-            self.o.valid.eq(queue.r_rdy),
-            queue.r_en.eq(self.o.ready),
+            self.o.valid.eq(level != 0),
         ]
+        m.d.sync += [owed.eq(owed + self.claim - taken), level.eq(level + self.i.valid - taken)]
+        with m.If(self.i.valid):
+            m.d.sync += [entries[0].eq(arriving), *(older.eq(newer) for newer, older in pairwise(entries))]
+        with m.Switch(level):
+            for age, entry in enumerate(entries):
+                with m.Case(age + 1):
+                    m.d.comb += leaving.eq(entry)
         return m

@@ -44,7 +44,7 @@ class Top(wiring.Component):
     """
 
     def __init__(self, component: wiring.Component, clocking: Clocking) -> None:
-        self.component = component
+        self.component: Any = component
         self.clocking = clocking
         inner: Any = component.signature
         self.paths = {"_".join(map(str, path)): path for path, _, _ in inner.flatten(component)}
@@ -55,7 +55,8 @@ class Top(wiring.Component):
         """Describe the hardware."""
         m = Module()
         m.submodules.core = self.component
-        m.domains.sync = domain = ClockDomain()
+        domain: Any = ClockDomain("sync")
+        m.domains.sync = domain
         reset = getattr(self, self.clocking.reset)
         m.d.comb += [
             domain.clk.eq(getattr(self, self.clocking.clock)),
