@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sphinx.pycode import ModuleAnalyzer
 
-from bitwright.hw import isa
+from bitwright.hw import isa, packets, verilog
 from bitwright.hw.sequencer import PASS
 from bitwright.sim import timeline
 from bitwright.sim.energy import load_table, table_names
@@ -45,9 +45,34 @@ def table(heads, rows):
 def registers():
     """Host registers."""
     rows = [
-        (f"{register.value}", f"`{register.name.lower()}`", *isa.REGISTER_HELP[register]) for register in isa.Register
+        (register.value, f"`{4 * register.value:#04x}`", f"`{register.name.lower()}`", *isa.REGISTER_HELP[register])
+        for register in isa.Register
     ]
-    return table(("address", "register", "access", "meaning"), rows)
+    return table(("address", "offset in bytes", "register", "access", "meaning"), rows)
+
+
+def register_bits():
+    """Fields of registers that have several."""
+    rows = [
+        (f"`{register.name.lower()}`", f"`{name}`", f"{low + width - 1}..{low}" if width > 1 else low)
+        for register, fields in isa.REGISTER_BITS.items()
+        for name, (low, width) in fields.items()
+    ]
+    return table(("register", "field", "bits"), rows)
+
+
+def ports(bus):
+    """Ports of the accelerator with a bus, for the largest preset."""
+    described = verilog.describe(dataclasses.replace(isa.preset("large"), weight_stream=True), bus)
+    rows = [(f"`{port['name']}`", port["direction"], port["bits"], port["meaning"]) for port in described["ports"]]
+    return table(("port", "direction", "bits (`large`)", "meaning"), rows)
+
+
+def commands():
+    """Commands of the AXI4-Stream port."""
+    meanings = documented(packets, "Opcode")
+    rows = [(opcode.value, f"`{opcode.name}`", meanings[opcode.name]) for opcode in packets.Opcode]
+    return table(("opcode", "command", "meaning"), rows)
 
 
 def regions():
@@ -140,6 +165,10 @@ def energy_tables():
 
 GENERATED = {
     "registers": registers,
+    "register-bits": register_bits,
+    "ports-axi": lambda: ports("axi"),
+    "ports-wishbone": lambda: ports("wishbone"),
+    "commands": commands,
     "regions": regions,
     "presets": presets,
     "descriptor": descriptor,

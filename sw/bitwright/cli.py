@@ -60,6 +60,14 @@ class Backend(StrEnum):
     cocotb = "cocotb"
 
 
+class Bus(StrEnum):
+    """Ports of an accelerator."""
+
+    host = "host"
+    axi = "axi"
+    wishbone = "wishbone"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Verbs
 
@@ -180,14 +188,15 @@ def compile_command(
 def verilog(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write.")],
     array: Annotated[str, typer.Option(help="Array: a preset or a TOML file.")] = "demo",
+    bus: Annotated[Bus, typer.Option(help="Its ports: a simple bus of its own, AXI4, or Wishbone B4.")] = Bus.host,
     as_json: Json = False,
 ) -> None:
-    """Write an accelerator as Verilog, with a JSON description of its ports, registers and memories."""
+    """Write an accelerator as Verilog, with its ports, registers and memories as JSON and as a C header."""
     from bitwright.hw.verilog import write
 
     spec = load_array(array)
     with _working(f"writing Verilog to {output}"):
-        files = write(spec, output)
+        files = write(spec, output, bus.value)
     _show({"files": [str(path) for path in files]}, as_json, lambda: _pairs([("written", str(path)) for path in files]))
 
 

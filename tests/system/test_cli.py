@@ -211,6 +211,19 @@ def test_verilog_is_written(tmp_path, capsys):
     assert "module bitwright_accelerator" in (tmp_path / "out" / "bitwright_accelerator.v").read_text()
 
 
+def test_verilog_has_the_bus_that_was_asked_for(tmp_path, capsys, monkeypatch):
+    from bitwright.hw import verilog
+
+    monkeypatch.setattr(verilog, "emit_accelerator", lambda spec, bus: f"module of {bus}")  # the tests of buses emit it
+    for bus, module in (("axi", "bitwright_axi"), ("wishbone", "bitwright_wishbone")):
+        code, out, _ = bitwright(capsys, "verilog", "--array", "tiny", "--bus", bus, "-o", tmp_path, "--json")
+        assert code == 0
+        assert json.loads(out)["files"] == [str(tmp_path / f"{module}.{suffix}") for suffix in ("v", "json", "h")]
+        assert (tmp_path / f"{module}.v").read_text() == f"module of {bus}"
+        assert json.loads((tmp_path / f"{module}.json").read_text())["bus"]["kind"] == bus
+    assert "--bus" in refused(capsys, "verilog", "--bus", "pci", "-o", tmp_path)
+
+
 # Bad input
 
 

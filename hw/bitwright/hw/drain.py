@@ -217,7 +217,7 @@ class ThresholdUnit(wiring.Component):
                 complement, flags = held, held_flags
             node = Signal(width, name=f"node_{number}")  # that is compared with
             after = Signal(width, name=f"after_{number}")
-            threshold = Signal(signed(spec.accumulator_width), name=f"threshold_{number}")
+            threshold = Signal(signed(spec.accumulator_width), name=f"chosen_{number}")
             # value >= threshold is threshold + ~value < 0: a sum takes no inverters between memory and carry chain.
             below = Signal(signed(spec.accumulator_width + 1), name=f"below_{number}")
             reached = Signal(name=f"reached_{number}")

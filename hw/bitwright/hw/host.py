@@ -1,8 +1,10 @@
 """The host's view of the accelerator: registers, counters and memory windows on one simple bus."""
 
+from functools import reduce
+from operator import or_
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -10,6 +12,7 @@ from bitwright.hw.isa import (
     BUS_WIDTH,
     COUNTERS,
     IDENTIFIER,
+    REGISTER_BITS,
     VERSION,
     ArraySpec,
     ErrorCode,
@@ -49,6 +52,14 @@ def event_layout(spec: ArraySpec) -> data.StructLayout:
 def counter_layout(spec: ArraySpec) -> data.StructLayout:
     """All counters."""
     return data.StructLayout(dict.fromkeys(COUNTERS, spec.counter_width))
+
+
+def _place(register: Register, **values: Value) -> Value:
+    """Content of a register: each field at its bits."""
+    places = REGISTER_BITS[register]
+    assert values.keys() == places.keys()
+    placed = [value.shift_left(places[name][0]) for name, value in values.items()]
+    return reduce(or_, placed)
 
 
 class HostPort(wiring.Component):
@@ -201,8 +212,13 @@ class HostPort(wiring.Component):
         error, error_field = Signal(3), Signal(8)
         layer = Signal(16)
         m.d.comb += [
-            stopping.eq(control & value[1]),
-            starting.eq(control & value[0] & ~stopping & ~self.busy & ~started & ~self.start),
+            stopping.eq(control & value[REGISTER_BITS[Register.CONTROL]["stop"][0]]),
+            starting.eq(
+                control
+                & value[REGISTER_BITS[Register.CONTROL]["start"][0]]
+                & ~stopping
+                & ~(self.busy | started | self.start)
+            ),
             self.interrupt.eq(done),
         ]
         m.d.sync += [
@@ -239,8 +255,8 @@ class HostPort(wiring.Component):
             Register.ID: IDENTIFIER,
             Register.VERSION: VERSION,
             Register.SPEC: spec.fingerprint,
-            Register.STATUS: Cat(self.busy, done, error != ErrorCode.NONE),
-            Register.ERROR: Cat(error, Signal(13, name="error_reserved"), error_field),
+            Register.STATUS: _place(Register.STATUS, busy=self.busy, done=done, error=error != ErrorCode.NONE),
+            Register.ERROR: _place(Register.ERROR, code=error, field=error_field),
             Register.LAYER: layer,
         }
         first_counter = Register.CYCLES

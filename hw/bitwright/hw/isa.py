@@ -529,6 +529,53 @@ class Derived:
             offset = address
         return (region << self.region_width) | offset
 
+    @property
+    def windows(self) -> "dict[Region, MemoryWindow]":
+        """What the host sees of each memory that the array has."""
+        spec = self.spec
+        windows = {
+            Region.DESCRIPTORS: MemoryWindow(spec.descriptor_depth, BUS_WIDTH, 1, "w"),
+            Region.WEIGHTS: MemoryWindow(spec.weight_depth, spec.lanes, spec.rows, "w"),
+            Region.THRESHOLDS: MemoryWindow(spec.threshold_depth, spec.accumulator_width, spec.rows, "w"),
+            Region.ACTIVATIONS: MemoryWindow(spec.activation_depth, spec.lanes, 1, "rw"),
+            Region.RESULTS: MemoryWindow(spec.result_depth, BUS_WIDTH, 1, "r"),
+        }
+        if spec.coefficient_bits:
+            windows[Region.COEFFICIENTS] = MemoryWindow(spec.coefficient_depth, spec.coefficient_bits, spec.rows, "w")
+        return windows
+
+
+@dataclass(frozen=True)
+class MemoryWindow:
+    """What the host sees of a memory.
+
+    Parameters
+    ----------
+    depth
+        Words, or entries, of each bank.
+    word_bits
+        Bits of a word.
+    banks
+        Banks: one, or one for each row.
+    access
+        What the host may do: read, write or both.
+    """
+
+    depth: int
+    word_bits: int
+    banks: int
+    access: Literal["r", "w", "rw"]
+
+    @property
+    def chunks(self) -> int:
+        """Bus words in a word."""
+        return -(-self.word_bits // BUS_WIDTH)
+
+    @property
+    def bank_width(self) -> int:
+        """Address bits within a bank, on the host bus."""
+        return (self.depth * self.chunks - 1).bit_length()
+
 
 class Region(IntEnum):
     """Top address bits of the host bus."""
@@ -583,6 +630,13 @@ REGISTER_HELP: dict[Register, tuple[str, str]] = {
     Register.LOADS: ("r", "reads of activation memory, of each copy at once"),
 }
 """Access and meaning of each register."""
+
+REGISTER_BITS: dict[Register, dict[str, tuple[int, int]]] = {
+    Register.CONTROL: {"start": (0, 1), "stop": (1, 1)},
+    Register.STATUS: {"busy": (0, 1), "done": (1, 1), "error": (2, 1)},
+    Register.ERROR: {"code": (0, 3), "field": (16, 8)},
+}
+"""Lowest bit and number of bits of each field, of registers that have several."""
 
 COUNTERS: tuple[str, ...] = (
     "cycles",

