@@ -295,6 +295,8 @@ def test_an_error_is_kept_and_clears_the_machine():
         assert await bus.register(Register.ERROR) == 0
         assert await bus.register(Register.STATUS) == 0
 
+    drive(dut, bench)
+
 
 def test_a_start_that_is_stopped_at_once_does_not_happen():
     dut = HostPort(SPEC)
