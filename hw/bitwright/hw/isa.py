@@ -502,6 +502,19 @@ class Derived:
             offset = address
         return (region << self.region_width) | offset
 
+    def region_words(self, region: "Region") -> int:
+        """Addresses from the start of a region to the end of what it holds: banks follow each other without gaps."""
+        spec = self.spec
+        return {
+            Region.REGISTERS: max(Register) + 1,
+            Region.DESCRIPTORS: spec.descriptor_depth,
+            Region.WEIGHTS: spec.rows * spec.weight_depth * self.chunks,
+            Region.THRESHOLDS: spec.rows * spec.threshold_depth,
+            Region.ACTIVATIONS: spec.activation_depth * self.chunks,
+            Region.RESULTS: spec.result_depth,
+            Region.COEFFICIENTS: spec.rows * spec.coefficient_depth if spec.coefficient_bits else 0,
+        }[region]
+
 
 class Region(IntEnum):
     """Top address bits of the host bus."""
