@@ -259,7 +259,7 @@ class Board:
         """Connect, identify, stop what runs, load the Program."""
         self._session = (self._session + self._random.randrange(1, 256)) % 256
         self._runs = self._ask(Command.CONNECT, begins=True).runs
-        identifier, version, fingerprint = self._read(0, 3)
+        identifier, version, fingerprint = self._read(Register.ID, 3).tolist()
         if identifier != IDENTIFIER or version != VERSION:
             raise BitwrightError(
                 f"The board at {self.line.name} says it is {identifier:#010x} version {version}, expected "

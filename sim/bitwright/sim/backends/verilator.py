@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -80,7 +80,23 @@ class VerilatorBackend:
 
 
 def build(spec: ArraySpec, *, trace: bool = False) -> Path:
-    """Compile the simulator of an array, unless that was done before; returns the executable.
+    """Compile the simulator of an array, unless that was done before; returns the executable."""
+    return compile_simulator(verilog(spec), TOP, _HARNESS.read_text(), ["--trace-vcd"] if trace else [])
+
+
+def compile_simulator(text: str, top: str, harness: str, options: Sequence[str] = ()) -> Path:
+    """Compile Verilog with a C++ program that drives it, unless that was done before; returns the executable.
+
+    Parameters
+    ----------
+    text
+        Verilog.
+    top
+        Its top module, a class ``Vtop`` in C++.
+    harness
+        C++ program.
+    options
+        Of Verilator, beside the usual ones.
 
     Raises
     ------
@@ -90,8 +106,7 @@ def build(spec: ArraySpec, *, trace: bool = False) -> Path:
     for tool in (compiler(), make(), perl()):
         tool.require()
     binary, environment = verilator().require(), verilator_environment()
-    text, harness = verilog(spec), _HARNESS.read_text()
-    options = [*_FLAGS, *(["--trace-vcd"] if trace else [])]
+    options = [*_FLAGS, *options]
     key = hashlib.sha256(
         "\0".join([text, harness, verilator().version, environment["MAKEFLAGS"], *options]).encode()
     ).hexdigest()[:24]
@@ -100,12 +115,12 @@ def build(spec: ArraySpec, *, trace: bool = False) -> Path:
         return folder / "simulator"
     with replacing(folder) as building:
         building.mkdir()
-        (building / f"{TOP}.v").write_text(text)
+        (building / f"{top}.v").write_text(text)
         (building / "harness.cpp").write_text(harness)
         command = [binary, "--cc", "--exe", "--build", "-j", str(os.cpu_count() or 1), *options]
-        command += ["--top-module", TOP, "--prefix", "Vtop", "--Mdir", "objects", "-o", "../simulator"]
+        command += ["--top-module", top, "--prefix", "Vtop", "--Mdir", "objects", "-o", "../simulator"]
         ended = subprocess.run(  # noqa: S603
-            [*command, f"{TOP}.v", "harness.cpp"],
+            [*command, f"{top}.v", "harness.cpp"],
             cwd=building,
             env=environment,
             capture_output=True,
