@@ -192,7 +192,7 @@ class Link(wiring.Component):
         # Position of the next byte in the buffer: of one that comes, then of one that is written.
         position, last_position = Signal(range(_BUFFER_BYTES)), _BUFFER_BYTES - 1
         receiving, escaped = Signal(), Signal()
-        silence = Signal(range(self.silence_cycles))
+        silence = Signal(range(self.silence_cycles + 1))
         refused = Signal()
 
         connected, session, expected = Signal(), Signal(8), Signal(8)
@@ -202,6 +202,7 @@ class Link(wiring.Component):
 
         # The word under way between buffer or line and bus.
         word, index = Signal(BUS_WIDTH), Signal(3)
+        shifted = Cat(word[8:], fetch.data)
         address = request.address[: derived.bus_address_width]
         writable = Signal()
         m.d.comb += [
@@ -236,7 +237,7 @@ class Link(wiring.Component):
             m.d.sync += silence.eq(0)
         with m.Else():
             m.d.sync += silence.eq(silence + 1)
-            with m.If(silence == self.silence_cycles - 1):
+            with m.If((silence & self.silence_cycles) == self.silence_cycles):  # one bit, for a power of two
                 m.d.sync += receiving.eq(0)
         with m.If(self.received.error):
             m.d.sync += receiving.eq(0)
@@ -284,7 +285,7 @@ class Link(wiring.Component):
 
             # Four bytes from the buffer; each comes a cycle after its address.
             with m.State("fetch"):
-                m.d.sync += [word.eq(Cat(word[8:], fetch.data)), index.eq(index + 1)]
+                m.d.sync += [word.eq(shifted), index.eq(index + 1)]
                 with m.If(index == 4):
                     m.d.sync += index.eq(0)
                     m.next = "write"
@@ -327,7 +328,7 @@ class Link(wiring.Component):
             with m.State("word"):
                 m.d.comb += [sending.eq(1), covered.eq(1), content.eq(word)]
                 with m.If(sent):
-                    m.d.sync += word.eq(word >> 8)
+                    m.d.sync += word.eq(shifted)
                     with m.If(index == 3):
                         m.d.sync += index.eq(0)
                         m.next = "read"
