@@ -13,6 +13,7 @@ from bitwright.hw.boards import BOARDS, Board, board
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.framing import ESCAPE, FLAG
 from bitwright.hw.isa import preset
+from bitwright.sim import board as simulated
 from bitwright.sim.board import SimulatedLine, serving
 from bitwright.sim.execution import Execution
 from bitwright.sim.golden import execute
@@ -131,7 +132,9 @@ def test_never_a_wrong_result(seed: int) -> None:
     assert ended
 
 
-def test_a_host_on_a_serial_port() -> None:
+def test_a_host_on_a_serial_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short slices: many of them pass while a message is on its way."""
+    monkeypatch.setattr(simulated, "_SLICE", 1000)
     pytest.importorskip("serial", reason="the extra `board` is not installed")
     program, images, expected = case()
     FaultyLine().close()  # skips where there is no simulator
@@ -140,6 +143,8 @@ def test_a_host_on_a_serial_port() -> None:
             with open_board(virtual.port, timeout=20) as found:
                 found.load(program)
                 assert [run.counters for run in found.run(images)] == [run.counters for run in expected]
+                found.load(program)  # long messages, after a Program has ended: the board's time goes on
+                assert (found.repeated, found.lost) == (0, 0)
 
 
 def test_boards_are_found_by_name() -> None:

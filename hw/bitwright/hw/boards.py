@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Instance, Module, Signal
 from amaranth.lib import wiring
+from amaranth.lib.cdc import ResetSynchronizer
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.accelerator import Accelerator
@@ -69,6 +70,127 @@ class BoardMachine(wiring.Component):
         return m
 
 
+class BoardTop(Elaboratable):
+    """A board's machine on its pins, with its clock.
+
+    The machine's clock domain starts in reset and leaves it once the clock is stable.
+
+    Parameters
+    ----------
+    machine
+        What is built.
+    clock
+        Makes the clock: gets the module and the platform, drives the clock signal and returns whether it is stable.
+    """
+
+    def __init__(self, machine: BoardMachine, clock: "Clock") -> None:
+        self.machine, self.clock = machine, clock
+
+    def elaborate(self, platform: Any) -> Module:
+        """Describe the hardware."""
+        m = Module()
+        m.domains.sync = ClockDomain()
+        stable = self.clock(m, platform)
+        m.submodules.reset = ResetSynchronizer(~stable)
+        m.submodules.machine = machine = self.machine
+        uart, led = platform.request("uart", 0), platform.request("led", 0)
+        m.d.comb += [machine.rx.eq(uart.rx.i), uart.tx.o.eq(machine.tx), led.o.eq(machine.done)]
+        return m
+
+
+Clock = Callable[[Module, Any], Signal]
+"""Drives the clock of domain ``sync``; returns whether it is stable."""
+
+
+def ice40_clock(oscillator_mhz: float, clock_mhz: float) -> Clock:
+    """Clock of an iCE40's PLL, straight from the oscillator's pin.
+
+    Raises
+    ------
+    BitwrightError
+        If the PLL cannot make that frequency.
+    """
+    # Lattice TN1251: a comparison clock of 10 to 133 MHz, an oscillator of 533 to 1066 MHz.
+    for shift in range(1, 7):
+        multiplier = clock_mhz * (1 << shift) / oscillator_mhz
+        if multiplier == int(multiplier) <= 64 and 533 <= clock_mhz * (1 << shift) <= 1066:
+            break
+    else:
+        raise BitwrightError(_no_clock(oscillator_mhz, clock_mhz))
+
+    def make(m: Module, platform: Any) -> Signal:
+        stable = Signal()
+        m.submodules.pll = Instance(
+            "SB_PLL40_PAD",
+            p_FEEDBACK_PATH="SIMPLE",
+            p_DIVR=0,
+            p_DIVF=int(multiplier) - 1,
+            p_DIVQ=shift,
+            p_FILTER_RANGE=1,
+            i_PACKAGEPIN=platform.request(platform.default_clk, dir="-").io,
+            i_RESETB=1,
+            i_BYPASS=0,
+            o_PLLOUTGLOBAL=ClockSignal(),
+            o_LOCK=stable,
+        )
+        return stable
+
+    return make
+
+
+def ecp5_clock(oscillator_mhz: float, clock_mhz: float) -> Clock:
+    """Clock of an ECP5's PLL.
+
+    Raises
+    ------
+    BitwrightError
+        If the PLL cannot make that frequency.
+    """
+    # Lattice FPGA-TN-02200: an oscillator of 400 to 800 MHz.
+    feedback = clock_mhz / oscillator_mhz
+    divider = int(600 // clock_mhz)
+    if feedback != int(feedback) or not 400 <= divider * clock_mhz <= 800:
+        raise BitwrightError(_no_clock(oscillator_mhz, clock_mhz))
+
+    def make(m: Module, platform: Any) -> Signal:
+        stable = Signal()
+        m.submodules.pll = Instance(
+            "EHXPLLL",
+            a_FREQUENCY_PIN_CLKI=f"{oscillator_mhz:g}",
+            a_FREQUENCY_PIN_CLKOP=f"{clock_mhz:g}",
+            p_CLKI_DIV=1,
+            p_CLKFB_DIV=int(feedback),
+            p_CLKOP_DIV=divider,
+            p_CLKOP_CPHASE=divider // 2,
+            p_CLKOP_FPHASE=0,
+            p_CLKOP_ENABLE="ENABLED",
+            p_FEEDBK_PATH="CLKOP",
+            i_CLKI=platform.request(platform.default_clk).i,
+            i_CLKFB=ClockSignal(),
+            i_RST=0,
+            i_STDBY=0,
+            i_PHASESEL0=0,
+            i_PHASESEL1=0,
+            i_PHASEDIR=1,
+            i_PHASESTEP=1,
+            i_PHASELOADREG=1,
+            i_PLLWAKESYNC=0,
+            i_ENCLKOP=0,
+            o_CLKOP=ClockSignal(),
+            o_LOCK=stable,
+        )
+        return stable
+
+    return make
+
+
+def _no_clock(oscillator_mhz: float, clock_mhz: float) -> str:
+    return (
+        f"The PLL cannot make {clock_mhz:g} MHz of {oscillator_mhz:g} MHz; choose another clock, such as a multiple "
+        f"of {oscillator_mhz:g} MHz."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Board:
     """A board that Bitwright builds for.
@@ -87,6 +209,8 @@ class Board:
         Bits a second on the serial line.
     platform
         Makes the platform of ``amaranth-boards``.
+    pll
+        Makes the clock of ``clock_mhz`` from ``oscillator_mhz``.
     """
 
     title: str
@@ -96,6 +220,7 @@ class Board:
     clock_mhz: float
     baud: int
     platform: Callable[[], Any]
+    pll: Callable[[float, float], Clock]
 
     @property
     def divisor(self) -> int:
@@ -132,6 +257,11 @@ class Board:
         self.check(spec)
         return BoardMachine(spec, self.divisor, self.silence_cycles, fabric)
 
+    def top(self, spec: ArraySpec, fabric: Fabric) -> BoardTop:
+        """All of the board's FPGA."""
+        clock = self.pll(self.oscillator_mhz, self.clock_mhz)
+        return BoardTop(self.machine(spec, fabric), clock)
+
 
 def _icebreaker() -> Any:
     from amaranth_boards.icebreaker import ICEBreakerPlatform
@@ -154,6 +284,7 @@ BOARDS: dict[str, Board] = {
         clock_mhz=24,
         baud=1_000_000,
         platform=_icebreaker,
+        pll=ice40_clock,
     ),
     "ulx3s": Board(
         title="ULX3S-85F",
@@ -163,6 +294,7 @@ BOARDS: dict[str, Board] = {
         clock_mhz=50,
         baud=1_000_000,
         platform=_ulx3s,
+        pll=ecp5_clock,
     ),
 }
 """Boards by name."""

@@ -2,7 +2,7 @@
 // Commands come from standard input, answers go to standard output; numbers are 32 bits, little endian:
 //   0 count bytes...  put these bytes on the line, after those that wait      (no answer)
 //   1 cycles          run, at most so long, until a byte has come and no more follows at once
-//                     answer: cycles run, count, bytes..., whether the last Program has ended
+//                     answer: cycles run, count, bytes..., bytes that wait, whether the last Program has ended
 //   2                 reset: registers, but no memory                         (no answer)
 //   3                 restart: memories hold nothing                          (no answer)
 // Usage: simulator DIVISOR
@@ -122,6 +122,7 @@ int main(int argc, char** argv) {
       put(board.run(number));
       put(static_cast<uint32_t>(board.received.size()));
       std::fwrite(board.received.data(), 1, board.received.size(), stdout);
+      put(static_cast<uint32_t>(board.sending.size()));
       put(board.top->done);
       if (std::fflush(stdout)) return 2;
       board.received.clear();

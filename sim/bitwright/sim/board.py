@@ -55,13 +55,15 @@ class SimulatedLine:
     ----------
     cycles
         Cycles simulated.
+    waiting
+        Bytes that are not yet sent.
     done
         Whether the last Program has ended.
     """
 
     def __init__(self, board: Board, spec: ArraySpec) -> None:
         self.name = f"the simulated {board.title}"
-        self.cycles, self.done = 0, False
+        self.cycles, self.waiting, self.done = 0, 0, False
         self._hertz = board.clock_mhz * 1e6
         simulator = build_board(board, spec)
         self._process = subprocess.Popen(  # noqa: S603
@@ -89,7 +91,8 @@ class SimulatedLine:
         simulated, count = struct.unpack("<II", self._take(8))
         found = self._take(count)
         self.cycles += simulated
-        self.done = bool(struct.unpack("<I", self._take(4))[0])
+        self.waiting, done = struct.unpack("<II", self._take(8))
+        self.done = bool(done)
         return found
 
     def reset(self) -> None:
@@ -162,7 +165,7 @@ class VirtualBoard:
             elif idle:
                 continue
             answer = self.line.simulate(_SLICE)
-            quiet = 0 if answer else quiet + _SLICE
+            quiet = 0 if answer or self.line.waiting else quiet + _SLICE
             if answer:
                 os.write(self._near, answer)
 
