@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-EXTRAS := verify,report,download
+EXTRAS := verify,report,download,board
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 

@@ -259,6 +259,71 @@ def simulate(
         raise typer.Exit(EXIT_DIFFERENCE)
 
 
+@app.command("run", epilog="Example: bitwright run digits.bw --port /dev/ttyUSB1 --images 100")
+def run_command(
+    program: ProgramFile,
+    port: Annotated[str, typer.Option(help="Serial port of the board, or of [bold]virtual-board[/].")],
+    images: Annotated[int, typer.Option(min=1, help="Test images.")] = 100,
+    baud: Annotated[int, typer.Option(min=1, help="Bits a second on the serial line.")] = 1_000_000,
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds to wait for an answer.")] = 1.0,
+    table: TableName = "horowitz45",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Run a Program on a board, compare it with the golden model, tell its energy by what the board counted."""
+    from bitwright.sim.energy import load_table
+
+    energies = load_table(table)
+    _use_data(data)
+    from bitwright.hw.program import Program
+    from bitwright.sw.commands import run_on_board
+
+    loaded = Program.load(program)
+    with _working(f"running {images} images on {port}"):
+        result = run_on_board(loaded, port, images, energies, baud=baud, timeout=timeout)
+    rows = [
+        ("board", f"{result['board']}, array {result['fingerprint']:#010x}"),
+        (
+            "images",
+            f"{result['images']:,} in {result['run_seconds']:.2f} s, after {result['load_seconds']:.2f} s of loading",
+        ),
+        ("accuracy", f"{result['accuracy']:.2%}"),
+        ("cycles per image", f"{result['cycles_per_image']:,.1f}"),
+        ("energy", f"{result['uj_per_image']:.4g} µJ per image by {energies.label}"),
+        ("differences in values", str(result["value_mismatches"])),
+        ("requests sent again", str(result["requests_repeated"])),
+        ("resets of the board", str(result["sessions_lost"])),
+    ]
+    _show(result, as_json, lambda: _pairs(rows))
+    if result["value_mismatches"]:
+        _say(f"The board and the golden model differ in {result['value_mismatches']} values.")
+        raise typer.Exit(EXIT_DIFFERENCE)
+
+
+@app.command("virtual-board", epilog="Example: bitwright virtual-board digits.bw --board icebreaker")
+def virtual_board(
+    program: ProgramFile,
+    board: Annotated[str, typer.Option(help="Board: icebreaker or ulx3s.")] = "icebreaker",
+    as_json: Json = False,
+) -> None:
+    """Simulate a board with the array of a Program behind a serial port, until Ctrl-C."""
+    from bitwright.hw.boards import board as find_board
+    from bitwright.hw.program import Program
+    from bitwright.sim.board import VirtualBoard
+
+    found, loaded = find_board(board), Program.load(program)
+    with _working(f"building the simulator of {found.title}"):
+        virtual = VirtualBoard(found, loaded.spec)
+    rows = [("port", virtual.port), ("use it", f"bitwright run {program} --port {virtual.port} --timeout 10")]
+    _show({"port": virtual.port}, as_json, lambda: _pairs(rows))
+    try:
+        virtual.serve()
+    except KeyboardInterrupt:
+        _say("The virtual board is switched off.")
+    finally:
+        virtual.close()
+
+
 @app.command(epilog="Example: bitwright energy digits.bw --images 50 --table horowitz45")
 def energy(
     program: ProgramFile,

@@ -61,7 +61,9 @@ def test_local_links_of_the_readme_exist():
 def test_constraints_pin_every_dependency_of_the_demo():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = project["dependencies"] + [
-        line for extra in ("verify", "report", "docs", "download") for line in project["optional-dependencies"][extra]
+        line
+        for extra in ("verify", "report", "docs", "download", "board")
+        for line in project["optional-dependencies"][extra]
     ]
     pinned = {
         line.split("==")[0].lower().replace("_", "-")

@@ -544,6 +544,13 @@ class Derived:
             windows[Region.COEFFICIENTS] = MemoryWindow(spec.coefficient_depth, spec.coefficient_bits, spec.rows, "w")
         return windows
 
+    def region_words(self, region: "Region") -> int:
+        """Addresses from the start of a region to the end of what it holds: banks follow each other without gaps."""
+        if region == Region.REGISTERS:
+            return max(Register) + 1
+        window = self.windows.get(region)
+        return window.banks << window.bank_width if window else 0
+
 
 @dataclass(frozen=True)
 class MemoryWindow:

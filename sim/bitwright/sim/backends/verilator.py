@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -87,14 +87,23 @@ class VerilatorBackend:
 
 
 def build(spec: ArraySpec, trace: Literal["vcd", "saif"] | None = None) -> Path:
-    """Compile the simulator of an array, unless that was done before; returns the executable.
+    """Compile the simulator of an array, and what it can write of all signals; see :func:`compile_simulator`."""
+    return compile_simulator(verilog(spec), TOP, _HARNESS.read_text(), [f"--trace-{trace}"] if trace else [])
+
+
+def compile_simulator(text: str, top: str, harness: str, options: Sequence[str] = ()) -> Path:
+    """Compile Verilog with a C++ program that drives it, unless that was done before; returns the executable.
 
     Parameters
     ----------
-    spec
-        Array.
-    trace
-        What the simulator can write of all signals.
+    text
+        Verilog.
+    top
+        Its top module, a class ``Vtop`` in C++.
+    harness
+        C++ program.
+    options
+        Of Verilator, beside the usual ones.
 
     Raises
     ------
@@ -104,8 +113,7 @@ def build(spec: ArraySpec, trace: Literal["vcd", "saif"] | None = None) -> Path:
     for tool in (compiler(), make(), perl()):
         tool.require()
     binary, environment = verilator().require(), verilator_environment()
-    text, harness = verilog(spec), _HARNESS.read_text()
-    options = [*_FLAGS, *([f"--trace-{trace}"] if trace else [])]
+    options = [*_FLAGS, *options]
     key = hashlib.sha256(
         "\0".join([text, harness, verilator().version, environment["MAKEFLAGS"], *options]).encode()
     ).hexdigest()[:24]
@@ -114,12 +122,12 @@ def build(spec: ArraySpec, trace: Literal["vcd", "saif"] | None = None) -> Path:
         return folder / "simulator"
     with replacing(folder) as building:
         building.mkdir()
-        (building / f"{TOP}.v").write_text(text)
+        (building / f"{top}.v").write_text(text)
         (building / "harness.cpp").write_text(harness)
         command = [binary, "--cc", "--exe", "--build", "-j", str(os.cpu_count() or 1), *options]
-        command += ["--top-module", TOP, "--prefix", "Vtop", "--Mdir", "objects", "-o", "../simulator"]
+        command += ["--top-module", top, "--prefix", "Vtop", "--Mdir", "objects", "-o", "../simulator"]
         ended = subprocess.run(  # noqa: S603
-            [*command, f"{TOP}.v", "harness.cpp"],
+            [*command, f"{top}.v", "harness.cpp"],
             cwd=building,
             env=environment,
             capture_output=True,

@@ -1,0 +1,307 @@
+"""Boards: the accelerator behind a serial line, the clock that feeds it, and the pins of ``amaranth-boards``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Instance, Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.cdc import ResetSynchronizer
+from amaranth.lib.wiring import In, Out
+
+from bitwright.hw.accelerator import Accelerator
+from bitwright.hw.errors import BitwrightError
+from bitwright.hw.framing import SILENCE_SECONDS
+from bitwright.hw.isa import ArraySpec, preset
+from bitwright.hw.link import DIVISOR_MIN, Link, UARTReceiver, UARTTransmitter
+from bitwright.hw.popcount import Fabric
+
+BAUD_ERROR_MAX = 0.02
+"""How far a line may be off: a tenth of a bit after a byte is half of what a sample bears, the rest is the host's."""
+
+
+class BoardMachine(wiring.Component):
+    """An accelerator whose host is a serial line: all of a board but its clock and its pins.
+
+    Parameters
+    ----------
+    spec
+        Array; without ``weight_stream``.
+    divisor
+        Clock cycles of a bit on the line.
+    silence_cycles
+        After so long a pause, a frame that has begun is dropped.
+    fabric
+        What the PEs are built for.
+
+    Members
+    -------
+    rx, tx : ``In(1)``, ``Out(1)``
+        Serial line, from and to the host.
+    done : ``Out(1)``
+        The last Program has ended.
+    """
+
+    rx: Signal
+    tx: Signal
+    done: Signal
+
+    def __init__(self, spec: ArraySpec, divisor: int, silence_cycles: int, fabric: Fabric = "portable") -> None:
+        self.spec, self.divisor, self.silence_cycles = spec, divisor, silence_cycles
+        self.fabric: Fabric = fabric
+        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "done": Out(1)})
+
+    def elaborate(self, platform: object) -> Module:
+        """Describe the hardware."""
+        m = Module()
+        m.submodules.receiver = receiver = UARTReceiver(self.divisor)
+        m.submodules.transmitter = transmitter = UARTTransmitter(self.divisor)
+        m.submodules.link = link = Link(self.spec, self.silence_cycles)
+        m.submodules.accelerator = accelerator = Accelerator(self.spec, self.fabric)
+        wiring.connect(m, receiver.received, link.received)
+        wiring.connect(m, link.answer, transmitter.bytes)
+        wiring.connect(m, link.bus, accelerator.host)
+        m.d.comb += [
+            receiver.line.eq(self.rx),
+            self.tx.eq(transmitter.line),
+            link.interrupt.eq(accelerator.interrupt),
+            self.done.eq(accelerator.interrupt),
+        ]
+        return m
+
+
+class BoardTop(Elaboratable):
+    """A board's machine on its pins, with its clock.
+
+    The machine's clock domain starts in reset and leaves it once the clock is stable.
+
+    Parameters
+    ----------
+    machine
+        What is built.
+    clock
+        Makes the clock: gets the module and the platform, drives the clock signal and returns whether it is stable.
+    """
+
+    def __init__(self, machine: BoardMachine, clock: "Clock") -> None:
+        self.machine, self.clock = machine, clock
+
+    def elaborate(self, platform: Any) -> Module:
+        """Describe the hardware."""
+        m = Module()
+        m.domains.sync = ClockDomain()
+        stable = self.clock(m, platform)
+        m.submodules.reset = ResetSynchronizer(~stable)
+        m.submodules.machine = machine = self.machine
+        uart, led = platform.request("uart", 0), platform.request("led", 0)
+        m.d.comb += [machine.rx.eq(uart.rx.i), uart.tx.o.eq(machine.tx), led.o.eq(machine.done)]
+        return m
+
+
+Clock = Callable[[Module, Any], Signal]
+"""Drives the clock of domain ``sync``; returns whether it is stable."""
+
+
+def ice40_clock(oscillator_mhz: float, clock_mhz: float) -> Clock:
+    """Clock of an iCE40's PLL, straight from the oscillator's pin.
+
+    Raises
+    ------
+    BitwrightError
+        If the PLL cannot make that frequency.
+    """
+    # Lattice TN1251: a comparison clock of 10 to 133 MHz, an oscillator of 533 to 1066 MHz.
+    for shift in range(1, 7):
+        multiplier = clock_mhz * (1 << shift) / oscillator_mhz
+        if multiplier == int(multiplier) <= 64 and 533 <= clock_mhz * (1 << shift) <= 1066:
+            break
+    else:
+        raise BitwrightError(_no_clock(oscillator_mhz, clock_mhz))
+
+    def make(m: Module, platform: Any) -> Signal:
+        stable = Signal()
+        m.submodules.pll = Instance(
+            "SB_PLL40_PAD",
+            p_FEEDBACK_PATH="SIMPLE",
+            p_DIVR=0,
+            p_DIVF=int(multiplier) - 1,
+            p_DIVQ=shift,
+            p_FILTER_RANGE=1,
+            i_PACKAGEPIN=platform.request(platform.default_clk, dir="-").io,
+            i_RESETB=1,
+            i_BYPASS=0,
+            o_PLLOUTGLOBAL=ClockSignal(),
+            o_LOCK=stable,
+        )
+        return stable
+
+    return make
+
+
+def ecp5_clock(oscillator_mhz: float, clock_mhz: float) -> Clock:
+    """Clock of an ECP5's PLL.
+
+    Raises
+    ------
+    BitwrightError
+        If the PLL cannot make that frequency.
+    """
+    # Lattice FPGA-TN-02200: an oscillator of 400 to 800 MHz.
+    feedback = clock_mhz / oscillator_mhz
+    divider = int(600 // clock_mhz)
+    if feedback != int(feedback) or not 400 <= divider * clock_mhz <= 800:
+        raise BitwrightError(_no_clock(oscillator_mhz, clock_mhz))
+
+    def make(m: Module, platform: Any) -> Signal:
+        stable = Signal()
+        m.submodules.pll = Instance(
+            "EHXPLLL",
+            a_FREQUENCY_PIN_CLKI=f"{oscillator_mhz:g}",
+            a_FREQUENCY_PIN_CLKOP=f"{clock_mhz:g}",
+            p_CLKI_DIV=1,
+            p_CLKFB_DIV=int(feedback),
+            p_CLKOP_DIV=divider,
+            p_CLKOP_CPHASE=divider // 2,
+            p_CLKOP_FPHASE=0,
+            p_CLKOP_ENABLE="ENABLED",
+            p_FEEDBK_PATH="CLKOP",
+            i_CLKI=platform.request(platform.default_clk).i,
+            i_CLKFB=ClockSignal(),
+            i_RST=0,
+            i_STDBY=0,
+            i_PHASESEL0=0,
+            i_PHASESEL1=0,
+            i_PHASEDIR=1,
+            i_PHASESTEP=1,
+            i_PHASELOADREG=1,
+            i_PLLWAKESYNC=0,
+            i_ENCLKOP=0,
+            o_CLKOP=ClockSignal(),
+            o_LOCK=stable,
+        )
+        return stable
+
+    return make
+
+
+def _no_clock(oscillator_mhz: float, clock_mhz: float) -> str:
+    return (
+        f"The PLL cannot make {clock_mhz:g} MHz of {oscillator_mhz:g} MHz; choose another clock, such as a multiple "
+        f"of {oscillator_mhz:g} MHz."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """A board that Bitwright builds for.
+
+    Parameters
+    ----------
+    title
+        As people call it.
+    part
+        Its FPGA, a name in :data:`bitwright.hw.synthesis.PARTS`.
+    array
+        Array that is built unless another one is asked for, which fits.
+    oscillator_mhz, clock_mhz
+        Clock on the board, and the one that the machine runs at.
+    baud
+        Bits a second on the serial line.
+    platform
+        Makes the platform of ``amaranth-boards``.
+    pll
+        Makes the clock of ``clock_mhz`` from ``oscillator_mhz``.
+    """
+
+    title: str
+    part: str
+    array: ArraySpec
+    oscillator_mhz: float
+    clock_mhz: float
+    baud: int
+    platform: Callable[[], Any]
+    pll: Callable[[float, float], Clock]
+
+    @property
+    def divisor(self) -> int:
+        """Clock cycles of a bit on the serial line."""
+        return round(self.clock_mhz * 1e6 / self.baud)
+
+    @property
+    def silence_cycles(self) -> int:
+        """Cycles after which a frame that has begun is dropped: a power of two, for a plain counter."""
+        return 1 << int(self.clock_mhz * 1e6 * SILENCE_SECONDS).bit_length()
+
+    def check(self, spec: ArraySpec) -> None:
+        """Refuse what cannot work: a line too fast for the clock, an array that streams weights.
+
+        Raises
+        ------
+        BitwrightError
+            If so.
+        """
+        error = abs(self.clock_mhz * 1e6 / self.divisor / self.baud - 1) if self.divisor else 1.0
+        if self.divisor < DIVISOR_MIN or error > BAUD_ERROR_MAX:
+            raise BitwrightError(
+                f"At {self.clock_mhz:g} MHz a bit of {self.baud:g} baud takes {self.divisor} cycles, {error:.1%} off; "
+                f"expected at least {DIVISOR_MIN} cycles and at most {BAUD_ERROR_MAX:.0%}: choose another clock."
+            )
+        if spec.weight_stream:
+            raise BitwrightError(
+                "The array takes a stream of weights (weight_stream), which the serial link does not carry; "
+                "choose an array without it."
+            )
+
+    def machine(self, spec: ArraySpec, fabric: Fabric = "portable") -> BoardMachine:
+        """What :meth:`check` lets pass, as hardware."""
+        self.check(spec)
+        return BoardMachine(spec, self.divisor, self.silence_cycles, fabric)
+
+    def top(self, spec: ArraySpec, fabric: Fabric) -> BoardTop:
+        """All of the board's FPGA."""
+        clock = self.pll(self.oscillator_mhz, self.clock_mhz)
+        return BoardTop(self.machine(spec, fabric), clock)
+
+
+def _icebreaker() -> Any:
+    from amaranth_boards.icebreaker import ICEBreakerPlatform
+
+    return ICEBreakerPlatform()
+
+
+def _ulx3s() -> Any:
+    from amaranth_boards.ulx3s import ULX3S_85F_Platform
+
+    return ULX3S_85F_Platform()
+
+
+BOARDS: dict[str, Board] = {
+    "icebreaker": Board(
+        title="iCEBreaker",
+        part="up5k",
+        array=preset("tiny"),
+        oscillator_mhz=12,
+        clock_mhz=24,
+        baud=1_000_000,
+        platform=_icebreaker,
+        pll=ice40_clock,
+    ),
+    "ulx3s": Board(
+        title="ULX3S-85F",
+        part="85k",
+        array=preset("edge"),
+        oscillator_mhz=25,
+        clock_mhz=50,
+        baud=1_000_000,
+        platform=_ulx3s,
+        pll=ecp5_clock,
+    ),
+}
+"""Boards by name."""
+
+
+def board(name: str) -> Board:
+    """Board of a name in :data:`BOARDS`."""
+    if name not in BOARDS:
+        raise BitwrightError(f"Unknown board {name!r}, expected one of {', '.join(BOARDS)}.")
+    return BOARDS[name]

@@ -1,0 +1,164 @@
+"""Programs run by the host's driver on a board's real hardware: UART pins, link and accelerator, in Verilator."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitwright.hw.boards import BOARDS, Board, board
+from bitwright.hw.errors import BitwrightError
+from bitwright.hw.framing import ESCAPE, FLAG
+from bitwright.hw.isa import preset
+from bitwright.sim import board as simulated
+from bitwright.sim.board import SimulatedLine, serving
+from bitwright.sim.execution import Execution
+from bitwright.sim.golden import execute
+from bitwright.sim.tools import compiler, verilator
+from bitwright.sw import host
+from bitwright.sw.host import open_board
+from programs import conv, linear, random_images, random_program
+from tiny import spec
+
+FAST: Board = replace(BOARDS["icebreaker"], baud=BOARDS["icebreaker"].clock_mhz * 1e6 / 4)
+"""A board with the fewest cycles for a bit: less to simulate."""
+
+Fault = Callable[["FaultyLine", bytes], bytes]
+
+
+@cache
+def case() -> tuple[Any, Any, list[Execution]]:
+    """A Program of a batch of two, images for two runs and a half, and what they give."""
+    rng = np.random.default_rng(3)
+    layers = [conv(5, 2, output_planes=2), linear(3)]
+    array = spec(4, 1, zero_skip="skip", activation_planes_max=2, weight_planes_max=2)
+    program = random_program(rng, array, layers, in_shape=(2, 4, 4), input_bits=2, batch=2)
+    images = random_images(rng, program, 5)
+    return program, images, execute(program, images)
+
+
+class FaultyLine(SimulatedLine):
+    """A simulated board whose line damages messages, or which is reset in their middle."""
+
+    def __init__(self, fault: Fault = lambda _, message: message) -> None:
+        if not (verilator().path and compiler().path):
+            pytest.skip("no Verilator or no C++ compiler")
+        super().__init__(FAST, case()[0].spec)
+        self.fault, self.messages = fault, 0
+
+    def send(self, message: bytes) -> None:
+        self.messages += 1
+        super().send(self.fault(self, message))
+
+    def receive(self, timeout: float) -> bytes:
+        found = super().receive(timeout)
+        return self.fault(self, found) if found else found
+
+
+def work(line: FaultyLine, **options: Any) -> host.Board:
+    """Load, run all images, compare; an answer may take 4 ms of the board's time."""
+    program, images, expected = case()
+    with open_board(line, seed=1, **{"timeout": 0.004} | options) as found:
+        found.load(program)
+        for predicted, run in zip(expected, found.run(images), strict=True):
+            assert np.array_equal(predicted.accumulators, run.accumulators)
+            assert (predicted.cycles, predicted.counters) == (run.cycles, run.counters)
+    return found
+
+
+def test_values_and_counters_are_the_golden_models() -> None:
+    line = FaultyLine()
+    found = work(line)
+    assert (found.repeated, found.lost) == (0, 0)
+    assert found.identity.fingerprint == case()[0].spec.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["reset", "restart"])
+def test_a_reset_in_the_middle_of_an_image(kind: str) -> None:
+    """Between a run's start and its end: while the message that asks whether it has ended is on its way."""
+    plain = FaultyLine()
+    work(plain)
+    resets = 0
+    for at in (plain.messages // 3, plain.messages // 2, plain.messages - 9, plain.messages - 3):
+
+        def fault(line: FaultyLine, message: bytes, at: int = at) -> bytes:
+            nonlocal resets
+            if line.messages == at:
+                line.messages += 1
+                resets += 1
+                SimulatedLine.send(line, message[: len(message) // 2])
+                line.simulate(200)
+                getattr(line, kind)()
+            return message
+
+        assert work(FaultyLine(fault)).lost == 1
+    assert resets == 4
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_never_a_wrong_result(seed: int) -> None:
+    rng = random.Random(seed)
+
+    def fault(line: FaultyLine, message: bytes) -> bytes:
+        while rng.random() < 0.06:
+            at = rng.randrange(len(message))
+            kind = rng.randrange(6)
+            if kind == 0:
+                message = message[:at] + message[at + 1 :]
+            elif kind == 1:
+                message = message[:at] + bytes([message[at] ^ 1 << rng.randrange(8)]) + message[at + 1 :]
+            elif kind == 2:
+                message = message[: at + rng.randint(1, 9)] + message[at:]
+            elif kind == 3:
+                message = message[:at] + bytes([FLAG, ESCAPE, rng.randrange(256)]) + message[at:]
+            elif kind == 4:
+                return b""
+            elif rng.random() < 0.3:
+                rng.choice([line.reset, line.restart])()
+            if not message:
+                break
+        return message
+
+    try:
+        work(FaultyLine(fault))
+    except BitwrightError as error:
+        message = str(error)
+        ended = "does not answer" in message or "was reset" in message
+    else:
+        ended = True
+    assert ended
+
+
+def test_a_host_on_a_serial_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short slices: many of them pass while a message is on its way."""
+    monkeypatch.setattr(simulated, "_SLICE", 1000)
+    pytest.importorskip("serial", reason="the extra `board` is not installed")
+    program, images, expected = case()
+    FaultyLine().close()  # skips where there is no simulator
+    with serving(FAST, program.spec) as virtual:
+        for _ in range(2):  # a second host finds the port as the first one did
+            with open_board(virtual.port, timeout=20) as found:
+                found.load(program)
+                assert [run.counters for run in found.run(images)] == [run.counters for run in expected]
+                found.load(program)  # long messages, after a Program has ended: the board's time goes on
+                assert (found.repeated, found.lost) == (0, 0)
+
+
+def test_boards_are_found_by_name() -> None:
+    assert board("ulx3s").title == "ULX3S-85F"
+    with pytest.raises(BitwrightError, match="Unknown board 'arty', expected one of icebreaker, ulx3s"):
+        board("arty")
+
+
+def test_clocks_and_lines_fit() -> None:
+    for each in BOARDS.values():
+        each.check(each.array)
+        assert each.divisor * each.baud == pytest.approx(each.clock_mhz * 1e6, rel=0.02)
+        assert each.silence_cycles / each.clock_mhz / 1e6 > 0.02
+    with pytest.raises(BitwrightError, match=r"a bit of 1e\+06 baud takes 2 cycles.*another clock"):
+        replace(BOARDS["icebreaker"], clock_mhz=2.5).check(preset("tiny"))
+    with pytest.raises(BitwrightError, match="takes a stream of weights"):
+        BOARDS["ulx3s"].check(replace(preset("edge"), weight_stream=True))
