@@ -278,7 +278,9 @@ def place_and_route(netlist: Netlist, part: Part, frequency: float) -> Placement
             f"The design needs {used} {_RESOURCES[name]}, but {part.name} has {available}: "
             f"{used - available} too many; choose a smaller array or a larger part."
         )
-    report = _report(netlist, part, ("--freq", f"{frequency:g}", "--timing-allow-fail"))
+    # Of nextpnr's two routers the second one takes minutes for a large ECP5 design, the first one an hour.
+    router = ("--router", "router2") if part.family == "ecp5" else ()
+    report = _report(netlist, part, ("--freq", f"{frequency:g}", "--timing-allow-fail", *router))
     clocks = report["fmax"]
     slowest = min(clocks, key=lambda clock: clocks[clock]["achieved"])
     paths = [path["path"] for path in report["critical_paths"] if path["from"] == path["to"] == f"posedge {slowest}"]
