@@ -25,7 +25,7 @@ from bitwright.sw.host import open_board
 from programs import conv, linear, random_images, random_program
 from tiny import spec
 
-FAST: Board = replace(BOARDS["icebreaker"], baud=BOARDS["icebreaker"].clock_mhz * 1e6 / 4)
+FAST: Board = replace(BOARDS["icebreaker"], baud=6_000_000)
 """A board with the fewest cycles for a bit: less to simulate."""
 
 Fault = Callable[["FaultyLine", bytes], bytes]
@@ -63,7 +63,8 @@ class FaultyLine(SimulatedLine):
 def work(line: FaultyLine, **options: Any) -> host.Board:
     """Load, run all images, compare; an answer may take 4 ms of the board's time."""
     program, images, expected = case()
-    with open_board(line, seed=1, **{"timeout": 0.004} | options) as found:
+    settings: dict[str, Any] = {"seed": 1, "timeout": 0.004} | options
+    with open_board(line, **settings) as found:
         found.load(program)
         for predicted, run in zip(expected, found.run(images), strict=True):
             assert np.array_equal(predicted.accumulators, run.accumulators)

@@ -53,7 +53,9 @@ class BoardMachine(wiring.Component):
     def __init__(self, spec: ArraySpec, divisor: int, silence_cycles: int, fabric: Fabric = "portable") -> None:
         self.spec, self.divisor, self.silence_cycles = spec, divisor, silence_cycles
         self.fabric: Fabric = fabric
-        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "done": Out(1)})
+        # The stubs know no initial values of members.
+        ports: Any = {"rx": In(1, init=1), "tx": Out(1, init=1), "done": Out(1)}  # pyright: ignore[reportCallIssue]
+        super().__init__(ports)
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
@@ -98,9 +100,9 @@ class BoardTop(Elaboratable):
         m.submodules.reset = ResetSynchronizer(~stable)
         m.submodules.machine = machine = self.machine
         uart = platform.request("uart", 0, dir="-")
-        m.submodules.rx = rx = io.Buffer("i", uart.rx)
-        m.submodules.tx = tx = io.Buffer("o", uart.tx)
-        m.submodules.led = led = io.Buffer("o", platform.request("led", 0, dir="-"))
+        m.submodules.rx = rx = io.Buffer(io.Direction.Input, uart.rx)
+        m.submodules.tx = tx = io.Buffer(io.Direction.Output, uart.tx)
+        m.submodules.led = led = io.Buffer(io.Direction.Output, platform.request("led", 0, dir="-"))
         m.d.comb += [machine.rx.eq(rx.i), tx.o.eq(machine.tx), led.o.eq(machine.done)]
         return m
 
@@ -161,7 +163,9 @@ def ecp5_clock(oscillator_mhz: float, clock_mhz: float) -> Clock:
 
     def make(m: Module, platform: Any) -> Signal:
         stable = Signal()
-        m.submodules.oscillator = oscillator = io.Buffer("i", platform.request(platform.default_clk, dir="-"))
+        m.submodules.oscillator = oscillator = io.Buffer(
+            io.Direction.Input, platform.request(platform.default_clk, dir="-")
+        )
         m.submodules.pll = Instance(
             "EHXPLLL",
             a_FREQUENCY_PIN_CLKI=f"{oscillator_mhz:g}",
