@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sphinx.pycode import ModuleAnalyzer
 
-from bitwright.hw import isa, packets, verilog
+from bitwright.hw import framing, isa, packets, verilog
 from bitwright.hw.sequencer import PASS
 from bitwright.sim import timeline
 from bitwright.sim.energy import load_table, table_names
@@ -149,6 +149,23 @@ def latencies():
     return table(("constant", "value", "cycles"), [(f"`{name}`", getattr(isa, name), meanings[name]) for name in names])
 
 
+def link():
+    """Headers, commands and replies of the serial link."""
+    parts = []
+    for title, fields in (("request", framing.REQUEST_FIELDS), ("answer", framing.ANSWER_FIELDS)):
+        ends = [sum(bits for _, bits, _ in fields[: index + 1]) // 8 for index in range(len(fields))]
+        rows = [
+            (f"{end - bits // 8}" if bits == 8 else f"{end - bits // 8}..{end - 1}", f"`{name}`", meaning)
+            for end, (name, bits, meaning) in zip(ends, fields, strict=True)
+        ]
+        parts.append(table(("byte", title, "meaning"), rows))
+    for enum in (framing.Command, framing.Reply):
+        meanings = documented(framing, enum.__name__)
+        rows = [(each.value, f"`{each.name.lower()}`", meanings[each.name]) for each in enum]
+        parts.append(table(("code", enum.__name__.lower(), "meaning"), rows))
+    return "\n".join(parts)
+
+
 def energy_tables():
     """Every constant of every energy table."""
     parts = []
@@ -174,6 +191,7 @@ GENERATED = {
     "descriptor": descriptor,
     "errors": errors,
     "latencies": latencies,
+    "link": link,
     "energy-tables": energy_tables,
     "pass": passes,
     "account": account,

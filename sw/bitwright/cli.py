@@ -324,6 +324,44 @@ def virtual_board(
         virtual.close()
 
 
+@app.command(epilog="Example: bitwright build --board icebreaker -o build/icebreaker")
+def build(
+    board: Annotated[str, typer.Option(help="Board: icebreaker or ulx3s.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the bitstream.")],
+    array: Annotated[str | None, typer.Option(help="Array: a preset or a TOML file; default: the board's own.")] = None,
+    clock: Annotated[float | None, typer.Option(help="Clock of the machine, MHz; default: the board's own.")] = None,
+    size_only: Annotated[bool, typer.Option("--size-only", help="Only tell what the board would take.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a board's bitstream without vendor tools; tell what it takes and how fast it is."""
+    import dataclasses
+
+    from bitwright.hw import boards
+    from bitwright.hw.synthesis import PARTS, check_size
+    from bitwright.sim.backends.source import cache_folder
+
+    found = boards.board(board)
+    if clock is not None:
+        found = dataclasses.replace(found, clock_mhz=clock)
+    spec = found.array if array is None else load_array(array)
+    cache = cache_folder() / "synthesis"
+    value: dict[str, Any] = {"board": found.title, "fingerprint": spec.fingerprint, "clock_mhz": found.clock_mhz}
+    with _working(f"building for {found.title}"):
+        if size_only:
+            netlist, constraints = boards.synthesize_board(found, spec, cache)
+            sizes = check_size(netlist, PARTS[found.part], constraints)
+        else:
+            built = boards.build(found, spec, output, cache)
+            value |= {"bitstream": str(built.bitstream), "frequency_mhz": built.frequency}
+            sizes = {name: (used, built.available[name]) for name, used in built.used.items()}
+    value["resources"] = {name: {"used": used, "available": has} for name, (used, has) in sizes.items() if used}
+    rows = [(name, f"{each['used']:,} of {each['available']:,}") for name, each in value["resources"].items()]
+    if not size_only:
+        rows += [("clock", f"{value['frequency_mhz']:.1f} MHz reached, {found.clock_mhz:g} MHz used")]
+        rows += [("written", value["bitstream"])]
+    _show(value, as_json, lambda: _pairs(rows))
+
+
 @app.command(epilog="Example: bitwright energy digits.bw --images 50 --table horowitz45")
 def energy(
     program: ProgramFile,

@@ -171,7 +171,8 @@ class LinkBench:
 
     async def background(self, ctx: Any) -> None:
         """The bus and the other end of the line."""
-        dut, rng, reads = self.dut, random.Random(1), [None] * (READ_LATENCY - 1)
+        empty: list[int | None] = [None] * (READ_LATENCY - 1)
+        dut, rng, reads = self.dut, random.Random(1), empty
         ctx.set(dut.answer.ready, 1)
         signals = (dut.bus.write, dut.bus.read, dut.bus.address, dut.bus.write_data, dut.answer.valid)
         async for _, _, write, read, address, value, valid, ready, payload in ctx.tick().sample(

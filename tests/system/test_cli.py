@@ -50,6 +50,9 @@ calibration_images = 100
 """ + "".join(f"{name} = {value}\n" for name, value in TINY.items())
 
 
+BOARD_COMMANDS = ("run", "virtual-board", "build")
+
+
 def bitwright(capsys, *arguments):
     """Exit code, standard output and standard error of a command line, run in this process."""
     capsys.readouterr()
@@ -87,7 +90,7 @@ def work(tmp_path_factory):
 
 
 def test_help_of_every_command_has_an_example(capsys):
-    for command in ("train", "search", "compile", "verilog", "simulate", "energy", "report", "doctor"):
+    for command in ("train", "search", "compile", "verilog", "simulate", "energy", "report", "doctor", *BOARD_COMMANDS):
         code, out, _ = bitwright(capsys, command, "--help")
         assert code == 0
         assert f"Example: bitwright {command}" in out
@@ -292,6 +295,16 @@ def test_a_layer_too_large_for_the_array(work, tmp_path, capsys):
 
 def test_a_batch_of_none_is_not_the_best_batch(work, tmp_path, capsys):
     assert "at least 1 image" in refused(capsys, "compile", work / "run", "-o", tmp_path / "net.bw", "--batch", 0)
+
+
+def test_boards_and_ports_that_are_not_there(work, tmp_path, capsys):
+    assert "Unknown board" in refused(capsys, "virtual-board", work / "net.bw", "--board", "arty")
+    assert "Unknown board" in refused(capsys, "build", "--board", "arty", "-o", tmp_path / "out")
+    assert "cannot make 20 MHz" in refused(
+        capsys, "build", "--board", "icebreaker", "--clock", 20, "-o", tmp_path / "out"
+    )
+    pytest.importorskip("serial", reason="the extra `board` is not installed")
+    assert "Cannot open /dev/nothing" in refused(capsys, "run", work / "net.bw", "--port", "/dev/nothing")
 
 
 def test_an_array_file_without_parameters(tmp_path, capsys):

@@ -1,20 +1,24 @@
 """Boards: the accelerator behind a serial line, the clock that feeds it, and the pins of ``amaranth-boards``."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Instance, Module, Signal
-from amaranth.lib import wiring
+from amaranth.lib import io, wiring
 from amaranth.lib.cdc import ResetSynchronizer
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.accelerator import Accelerator
 from bitwright.hw.errors import BitwrightError
+from bitwright.hw.files import replacing
 from bitwright.hw.framing import SILENCE_SECONDS
 from bitwright.hw.isa import ArraySpec, preset
 from bitwright.hw.link import DIVISOR_MIN, Link, UARTReceiver, UARTTransmitter
 from bitwright.hw.popcount import Fabric
+from bitwright.hw.rtlil import share_modules
+from bitwright.hw.synthesis import PARTS, Netlist, bitstream, place_and_route, synthesize
 
 BAUD_ERROR_MAX = 0.02
 """How far a line may be off: a tenth of a bit after a byte is half of what a sample bears, the rest is the host's."""
@@ -49,7 +53,9 @@ class BoardMachine(wiring.Component):
     def __init__(self, spec: ArraySpec, divisor: int, silence_cycles: int, fabric: Fabric = "portable") -> None:
         self.spec, self.divisor, self.silence_cycles = spec, divisor, silence_cycles
         self.fabric: Fabric = fabric
-        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "done": Out(1)})
+        # The stubs know no initial values of members.
+        ports: Any = {"rx": In(1, init=1), "tx": Out(1, init=1), "done": Out(1)}  # pyright: ignore[reportCallIssue]
+        super().__init__(ports)
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
@@ -93,8 +99,11 @@ class BoardTop(Elaboratable):
         stable = self.clock(m, platform)
         m.submodules.reset = ResetSynchronizer(~stable)
         m.submodules.machine = machine = self.machine
-        uart, led = platform.request("uart", 0), platform.request("led", 0)
-        m.d.comb += [machine.rx.eq(uart.rx.i), uart.tx.o.eq(machine.tx), led.o.eq(machine.done)]
+        uart = platform.request("uart", 0, dir="-")
+        m.submodules.rx = rx = io.Buffer(io.Direction.Input, uart.rx)
+        m.submodules.tx = tx = io.Buffer(io.Direction.Output, uart.tx)
+        m.submodules.led = led = io.Buffer(io.Direction.Output, platform.request("led", 0, dir="-"))
+        m.d.comb += [machine.rx.eq(rx.i), tx.o.eq(machine.tx), led.o.eq(machine.done)]
         return m
 
 
@@ -154,6 +163,9 @@ def ecp5_clock(oscillator_mhz: float, clock_mhz: float) -> Clock:
 
     def make(m: Module, platform: Any) -> Signal:
         stable = Signal()
+        m.submodules.oscillator = oscillator = io.Buffer(
+            io.Direction.Input, platform.request(platform.default_clk, dir="-")
+        )
         m.submodules.pll = Instance(
             "EHXPLLL",
             a_FREQUENCY_PIN_CLKI=f"{oscillator_mhz:g}",
@@ -165,7 +177,7 @@ def ecp5_clock(oscillator_mhz: float, clock_mhz: float) -> Clock:
             p_CLKOP_FPHASE=0,
             p_CLKOP_ENABLE="ENABLED",
             p_FEEDBK_PATH="CLKOP",
-            i_CLKI=platform.request(platform.default_clk).i,
+            i_CLKI=oscillator.i,
             i_CLKFB=ClockSignal(),
             i_RST=0,
             i_STDBY=0,
@@ -275,11 +287,24 @@ def _ulx3s() -> Any:
     return ULX3S_85F_Platform()
 
 
+_ICEBREAKER_ARRAY = replace(
+    preset("tiny"),
+    accumulator_width=14,
+    activation_depth=128,
+    window_depth=32,
+    weight_depth=128,
+    threshold_depth=128,
+    descriptor_depth=128,
+    result_depth=64,
+    row_tiles_max=8,
+)
+"""``tiny`` with less memory, and so with shorter addresses: with the link it would need more cells than there are."""
+
 BOARDS: dict[str, Board] = {
     "icebreaker": Board(
         title="iCEBreaker",
         part="up5k",
-        array=preset("tiny"),
+        array=_ICEBREAKER_ARRAY,
         oscillator_mhz=12,
         clock_mhz=24,
         baud=1_000_000,
@@ -305,3 +330,73 @@ def board(name: str) -> Board:
     if name not in BOARDS:
         raise BitwrightError(f"Unknown board {name!r}, expected one of {', '.join(BOARDS)}.")
     return BOARDS[name]
+
+
+@dataclass(frozen=True)
+class Build:
+    """A board's bitstream and what it takes.
+
+    Parameters
+    ----------
+    bitstream
+        File for the board's own loader.
+    frequency
+        Highest clock frequency, MHz.
+    used, available
+        Resources by nextpnr's names.
+    """
+
+    bitstream: Path
+    frequency: float
+    used: Mapping[str, int]
+    available: Mapping[str, int]
+
+
+def synthesize_board(board: Board, spec: ArraySpec, cache: Path) -> tuple[Netlist, str]:
+    """All of a board's FPGA as a netlist, and the constraints of its pins and clocks.
+
+    Parameters
+    ----------
+    board, spec
+        Board, and its array.
+    cache
+        Folder that keeps results.
+
+    Raises
+    ------
+    BitwrightError
+        If the board cannot have that array, or its PLL not that clock; if a tool is missing or fails.
+    """
+    part = PARTS[board.part]
+    files = board.platform().prepare(board.top(spec, part.family), "top").files
+    constraints = next(text for name, text in files.items() if name.endswith((".pcf", ".lpf")))
+    netlist = synthesize(share_modules(_text(files["top.il"])), part.family, cache, part.synthesis)
+    return netlist, _text(constraints)
+
+
+def build(board: Board, spec: ArraySpec, folder: Path, cache: Path) -> Build:
+    """Synthesize, place and route a board, and write its bitstream to a folder.
+
+    Raises
+    ------
+    BitwrightError
+        If the design is too large for the board, and by how much; if it is too slow for the board's clock; if a tool is
+        missing or fails.
+    """
+    part = PARTS[board.part]
+    netlist, constraints = synthesize_board(board, spec, cache)
+    placed = place_and_route(netlist, part, board.clock_mhz, constraints)
+    if placed.frequency < board.clock_mhz:
+        raise BitwrightError(
+            f"The design reaches {placed.frequency:.1f} MHz on {board.title}, its clock has {board.clock_mhz:g} MHz; "
+            f"choose a lower clock (--clock {int(placed.frequency)}) or a smaller array."
+        )
+    path = folder / f"bitwright.{'bin' if part.family == 'ice40' else 'bit'}"
+    content = bitstream(netlist, part, board.clock_mhz, constraints)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return Build(path, placed.frequency, placed.used, placed.available)
+
+
+def _text(content: str | bytes) -> str:
+    return content if isinstance(content, str) else content.decode()

@@ -112,7 +112,7 @@ class Request:
     @classmethod
     def decode(cls, payload: bytes) -> "Request":
         """From what stands before the CRC of a whole frame."""
-        return cls(*_REQUEST.unpack_from(payload), payload[REQUEST_BYTES:])
+        return cls(*_REQUEST.unpack_from(payload), data=payload[REQUEST_BYTES:])
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Answer:
     @classmethod
     def decode(cls, payload: bytes) -> "Answer":
         """From what stands before the CRC of a whole frame."""
-        return cls(*_ANSWER.unpack_from(payload), payload[ANSWER_BYTES:])
+        return cls(*_ANSWER.unpack_from(payload), data=payload[ANSWER_BYTES:])
 
     @property
     def done(self) -> bool:

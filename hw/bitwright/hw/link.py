@@ -60,7 +60,8 @@ class UARTReceiver(wiring.Component):
     def __init__(self, divisor: int) -> None:
         assert divisor >= DIVISOR_MIN
         self.divisor = divisor
-        super().__init__({"line": In(1, init=1), "received": Out(BYTE_SIGNATURE)})
+        line: Any = In(1, init=1)  # pyright: ignore[reportCallIssue]  # not in the stubs
+        super().__init__({"line": line, "received": Out(BYTE_SIGNATURE)})
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
@@ -112,7 +113,8 @@ class UARTTransmitter(wiring.Component):
 
     def __init__(self, divisor: int) -> None:
         self.divisor = divisor
-        super().__init__({"bytes": In(stream.Signature(8)), "line": Out(1, init=1)})
+        line: Any = Out(1, init=1)  # pyright: ignore[reportCallIssue]  # not in the stubs
+        super().__init__({"bytes": In(stream.Signature(8)), "line": line})
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
@@ -178,7 +180,8 @@ class Link(wiring.Component):
         m = Module()
 
         # The CRC of either direction takes a bit a cycle: a fraction of the logic for a byte a cycle.
-        m.submodules.crc = crc = catalog.CRC32_ISO_HDLC(data_width=1).create()
+        crc: Any = catalog.CRC32_ISO_HDLC(data_width=1).create()
+        m.submodules.crc = crc
         crc_bits, crc_left = Signal(8), Signal(range(9))
         m.d.comb += [crc.data.eq(crc_bits[0]), crc.valid.eq(crc_left != 0)]
         with m.If(crc_left != 0):

@@ -20,7 +20,7 @@ from bitwright.hw.files import replacing
 from bitwright.hw.rtlil import share_modules
 
 Family = Literal["xilinx7", "ecp5", "ice40"]
-Tool = Literal["yosys", "nextpnr-ecp5", "nextpnr-ice40"]
+Tool = Literal["yosys", "nextpnr-ecp5", "nextpnr-ice40", "icepack", "ecppack"]
 
 _SYNTHESIS: Mapping[Family, str] = {
     "xilinx7": "synth_xilinx -family xc7 -noiopad -noclkbuf -flatten",
@@ -28,6 +28,9 @@ _SYNTHESIS: Mapping[Family, str] = {
     "ecp5": "synth_ecp5 -nowidelut",
     "ice40": "synth_ice40",
 }
+
+_PACKAGES: Mapping[Tool, str] = {"icepack": "nextpnr-ice40", "ecppack": "nextpnr-ecp5"}
+"""Tools that come in the package of another one."""
 
 _COLLISIONS = "setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:TRANSPARENCY_MASK=1'0 %i"
 """No part of the machine uses a word that it reads in the cycle in which the word is written, but for the pooling's
@@ -247,8 +250,8 @@ def utilization(netlist: Netlist) -> Utilization:
     )
 
 
-def place_and_route(netlist: Netlist, part: Part, frequency: float) -> Placement:
-    """Place and route a synthesized design, its pins where nextpnr puts them.
+def place_and_route(netlist: Netlist, part: Part, frequency: float, constraints: str = "") -> Placement:
+    """Place and route a synthesized design.
 
     Parameters
     ----------
@@ -258,29 +261,24 @@ def place_and_route(netlist: Netlist, part: Part, frequency: float) -> Placement
         FPGA.
     frequency
         Clock frequency to work for, MHz. A lower result is no error.
+    constraints
+        Pins and clocks, as nextpnr reads them; pins without one are put anywhere. With constraints there is also a
+        configuration, of which :func:`bitstream` is made.
 
     Raises
     ------
     BitwrightError
         If the design is too large for the part; if a tool is missing or fails.
     """
-    packed = _report(netlist, part, ("--pack-only",))["utilization"]
-    excess = {
-        name: resource
-        for name, resource in packed.items()
-        if name in _RESOURCES and resource["used"] > resource["available"]
-    }
-    if excess:
-        # The scarcest resource says most.
-        name = max(excess, key=lambda name: excess[name]["used"] / (excess[name]["available"] or 1))
-        used, available = excess[name]["used"], excess[name]["available"]
-        raise BitwrightError(
-            f"The design needs {used} {_RESOURCES[name]}, but {part.name} has {available}: "
-            f"{used - available} too many; choose a smaller array or a larger part."
-        )
-    # Of nextpnr's two routers the second one takes minutes for a large ECP5 design, the first one an hour.
-    router = ("--router", "router2") if part.family == "ecp5" else ()
-    report = _report(netlist, part, ("--freq", f"{frequency:g}", "--timing-allow-fail", *router))
+    check_size(netlist, part, constraints)
+    arguments = ["--freq", f"{frequency:g}", "--timing-allow-fail", *_constraints(netlist, constraints)]
+    if part.family == "ecp5":
+        # Of nextpnr's two routers the second one takes minutes for a large design, the first one an hour.
+        arguments += ["--router", "router2"]
+    if constraints:
+        output = "--asc" if part.family == "ice40" else "--textcfg"
+        arguments += [output, _configuration(netlist, frequency, constraints)]
+    report = _report(netlist, part, arguments)
     clocks = report["fmax"]
     slowest = min(clocks, key=lambda clock: clocks[clock]["achieved"])
     paths = [path["path"] for path in report["critical_paths"] if path["from"] == path["to"] == f"posedge {slowest}"]
@@ -296,6 +294,64 @@ def place_and_route(netlist: Netlist, part: Part, frequency: float) -> Placement
     )
 
 
+def bitstream(netlist: Netlist, part: Part, frequency: float, constraints: str) -> bytes:
+    """What the part is configured with: of a design that was placed and routed with the same constraints.
+
+    Raises
+    ------
+    BitwrightError
+        If a tool is missing or fails.
+    """
+    folder = netlist.path.parent
+    routed = _configuration(netlist, frequency, constraints)
+    with replacing(folder / "bitstream") as packed:
+        paths = [routed, str(packed.relative_to(folder))]
+        if part.family == "ice40":
+            run("icepack", paths, folder)
+        else:
+            run("ecppack", ["--compress", *paths], folder)
+        return packed.read_bytes()
+
+
+def _configuration(netlist: Netlist, frequency: float, constraints: str) -> str:
+    return f"routed-{_key(f'{frequency:g}', constraints)}.txt"
+
+
+def _constraints(netlist: Netlist, constraints: str) -> list[str]:
+    """Arguments of nextpnr for constraints, which are written for it."""
+    if not constraints:
+        return []
+    given = f"constraints-{_key(constraints)}.txt"
+    with replacing(netlist.path.parent / given) as temporary:
+        temporary.write_text(constraints)
+    return ["--pcf" if netlist.family == "ice40" else "--lpf", given]
+
+
+def check_size(netlist: Netlist, part: Part, constraints: str = "") -> dict[str, tuple[int, int]]:
+    """Resources that a design takes, and those that the part has, by nextpnr's names.
+
+    Raises
+    ------
+    BitwrightError
+        If the design is too large for the part; if a tool is missing or fails.
+    """
+    packed = _report(netlist, part, ("--pack-only", *_constraints(netlist, constraints)))["utilization"]
+    excess = {
+        name: resource
+        for name, resource in packed.items()
+        if name in _RESOURCES and resource["used"] > resource["available"]
+    }
+    if excess:
+        # The scarcest resource says most.
+        name = max(excess, key=lambda name: excess[name]["used"] / (excess[name]["available"] or 1))
+        used, available = excess[name]["used"], excess[name]["available"]
+        raise BitwrightError(
+            f"The design needs {used} {_RESOURCES[name]}, but {part.name} has {available}: "
+            f"{used - available} too many; choose a smaller array or a larger part."
+        )
+    return {name: (resource["used"], resource["available"]) for name, resource in packed.items()}
+
+
 def version(tool: Tool) -> str:
     """Version of a tool's package.
 
@@ -304,11 +360,12 @@ def version(tool: Tool) -> str:
     BitwrightError
         If it is not installed.
     """
+    package = f"yowasp-{_PACKAGES.get(tool, tool)}"
     try:
-        return metadata.version(f"yowasp-{tool}")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         raise BitwrightError(
-            f"Package yowasp-{tool} is not installed, which synthesis needs; "
+            f"Package {package} is not installed, which synthesis needs; "
             "install it with pip install 'bitwright[synth]'."
         ) from None
 
@@ -322,7 +379,7 @@ def run(tool: Tool, arguments: Sequence[str], folder: Path) -> str:
         If it is not installed, or fails, with its last words.
     """
     version(tool)
-    module = f"yowasp_{tool.replace('-', '_')}"
+    module = f"yowasp_{_PACKAGES.get(tool, tool).replace('-', '_')}"
     call = f"import sys, {module}; sys.exit({module}.run_{tool.replace('-', '_')}(sys.argv[1:]))"
     command = [sys.executable, "-c", call, *arguments]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
