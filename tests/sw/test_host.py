@@ -184,7 +184,7 @@ def storm(seed: int) -> Callable[[BoardModel, bytes], bytes]:
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_never_a_wrong_result(seed: int) -> None:
     """`work` compares; what it may raise besides is a sentence about the line, in time."""
     line = model(storm(seed), seed)
