@@ -96,7 +96,7 @@ MUTATIONS = (
     Mutation(
         "zero found in one bank", "fetch.py", "self.nonzero.eq(bank_nonzero.any())", "self.nonzero.eq(bank_nonzero[0])"
     ),
-    Mutation("last word of a list lost", "fetch.py", "lengths[plane].eq(listed)", "lengths[plane].eq(length)"),
+    Mutation("last word of a list lost", "fetch.py", ".eq(Cat(listed, ", ".eq(Cat(length, "),
     Mutation("lists not at their planes", "fetch.py", "address.eq(next_word)", "address.eq(address + lists)"),
     Mutation("words of a plane not numbered anew", "fetch.py", "plane_word.eq(0)", "plane_word.eq(plane_word)"),
     Mutation("activity of another turn", "fetch.py", "turns.insert(0, earlier)", "turns.append(earlier)"),
@@ -196,8 +196,8 @@ MUTATIONS = (
         "self.done.eq(taken & ended)",
     ),
     # Operations.
-    Mutation("first pass clears every word", "sequencer.py", " & (extra == 0) & (index == 0)", ""),
-    Mutation("doubling at every word", "sequencer.py", "entry.double & (index == 0)", "entry.double"),
+    Mutation("first pass clears every word", "sequencer.py", " & first_extra & first_word", ""),
+    Mutation("doubling at every word", "sequencer.py", "entry.double & first_word", "entry.double"),
     Mutation("doubling computes", "sequencer.py", "operation.empty.eq(empty)", "operation.empty.eq(0)"),
     Mutation("drain waited for a cycle less", "sequencer.py", "group.drain_cycles - 1", "group.drain_cycles - 2"),
     Mutation("weights of tile 0", "sequencer.py", "weight_address + layer.weight_tile_stride", "weight_address"),
@@ -209,9 +209,7 @@ MUTATIONS = (
         "threshold_address + threshold_words",
         "threshold_address + threshold_words + 1",
     ),
-    Mutation(
-        "list of the first plane", "sequencer.py", "list_address.eq(entry.base + index)", "list_address.eq(index)"
-    ),
+    Mutation("list of the first plane", "sequencer.py", "Mux(first_word, entry.base, list_address)", "list_address"),
     # Draining.
     Mutation("threshold > instead of >=", "drain.py", "threshold + complement", "threshold + complement + 1"),
     Mutation("negative gain ignored", "drain.py", " ^ (flags & THRESHOLD_NEGATE).any()", ""),

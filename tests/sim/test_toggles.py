@@ -118,7 +118,7 @@ def test_a_net_is_counted_where_it_is_driven() -> None:
 
 
 def test_every_net_of_an_array_has_one_component() -> None:
-    nets = {"array/weights": 1, "array/pe_10_3/count_0": 2, "array/pe_10_3/count_12": 4, "array/pe_1_0/sum": 8}
+    nets = {"array/weights": 1, "array/pe_10_3/count_16_0": 2, "array/pe_10_3/count_0_12": 4, "array/pe_1_0/sum": 8}
     nets |= {"array/column_sum_2/count_3": 16, "array/drain_1_0": 32, "window_3": 64, "weights_1": 128}
     nets |= {"loader/packer_0/word": 256, "activations$289/word": 512, "weights": 1024, "loading": 2048}
     found = Toggles(nets)

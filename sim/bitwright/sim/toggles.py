@@ -26,8 +26,8 @@ from bitwright.sim.execution import Execution
 _PE = r"array/pe_\d+_\d+/"
 _COMPONENTS: tuple[tuple[str, str], ...] = (
     ("operands", r"array/(activations?|weights)"),
-    ("AND", _PE + r"count_0"),
-    ("popcount", _PE + r"count_\d+"),
+    ("AND", _PE + r"count_\d+_0"),
+    ("popcount", _PE + r"(count_\d+_\d+|part_\d+)"),
     ("accumulators", _PE + ".*"),
     ("column sums", r"array/column_sum_\d+/.*"),
     ("drained sums", r"array/.*"),
@@ -42,9 +42,9 @@ COMPONENTS: tuple[str, ...] = tuple(name for name, _ in _COMPONENTS)
 """Parts of the hardware whose toggles are told apart.
 
 ``operands``: the registers of words that all PEs of a row or column see. ``AND``, ``popcount``, ``accumulators``: in
-the PEs; the register of the count belongs to the accumulator. ``column sums``: all of theirs. ``drained sums``: the
-array's second set of registers, and its control. ``window buffer``, ``weight memory``: the words read out. ``fetch``:
-loader and activation memory.
+the PEs; registers of the parts' counts belong to the popcount, that of their sum to the accumulator. ``column sums``:
+all of theirs. ``drained sums``: the array's second set of registers, and its control. ``window buffer``, ``weight
+memory``: the words read out. ``fetch``: loader and activation memory.
 """
 
 PE_ARRAY = COMPONENTS[:4]
