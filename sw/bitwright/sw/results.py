@@ -144,7 +144,14 @@ def mnist_table() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to quantize weights and activations, at some numbers of bits."""
+    """A way to quantize weights and activations, at some numbers of bits.
+
+    Attributes
+    ----------
+    from_float
+        Training starts from the float run: a method whose integers are chosen once, such as clusters of weights, has to
+        see trained ones.
+    """
 
     label: str
     bits: tuple[int, ...]
@@ -153,6 +160,7 @@ class Contender:
     activations: str = "dorefa"
     activation: str = "relu"
     stochastic: bool = False
+    from_float: bool = False
 
 
 CONTENDERS = (
@@ -169,7 +177,7 @@ CONTENDERS = (
     Contender("DoReFa", (1, 2, 3, 4), "dorefa", {}),
     Contender("LQ-Nets", (1, 2, 3, 4), "lqnets", {}, "lqnets"),
     Contender("direct quantization, reconstructed", (1, 2, 3, 4), "direct", {}, "direct"),
-    Contender("clustered", (1, 2, 3, 4), "clustered", {}),
+    Contender("clustered, from the float network", (1, 2, 3, 4), "clustered", {}, from_float=True),
     Contender("NF4", (4,), "nf4", {}),
     Contender("FP4 E2M1", (4,), "fp4", {"form": "e2m1"}),
     Contender("FP4 E3M0", (4,), "fp4", {"form": "e3m0"}),
@@ -205,6 +213,8 @@ def fashion_point(contender: Contender | None, bits: int, seed: int) -> Point:
         "activations": contender.activations,
         "activation_bits": bits,
     }
+    if contender.from_float:
+        train["init"] = str(fashion_point(None, 0, seed).folder)
     if contender.stochastic:
         ratios = [0.5, 0.75, 0.875, 1.0]
         sections["quantize"]["stochastic"] = {"ratios": ratios}
@@ -240,6 +250,8 @@ def _mean_and_spread(points: Iterator[Point]) -> str:
     found = [point.accuracy for point in points if point.accuracy is not None]
     if not found:
         return "not run"
+    if len(found) == 1:
+        return f"{found[0]:.1f}, one seed"
     return f"{statistics.mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
 
 
