@@ -205,7 +205,8 @@ def fashion_point(contender: Contender | None, bits: int, seed: int) -> Point:
     }
     if contender is None:
         return Point(f"fashion/float-{seed}", _config(**sections))
-    options["activation"] = contender.activation
+    if contender.activation != "relu":
+        options["activation"] = contender.activation
     sections["quantize"] = {
         "weights": contender.weights,
         "weight_bits": bits,
