@@ -100,7 +100,7 @@ def test_code_counts_the_thresholds_reached(planes, planes_max, drain_planes, ne
     base = number_of_channel << planes >> 1
     own = tree(thresholds, flags_of(negate, pool_min))
     other = tree([0] * len(thresholds), flags_of(not negate, not pool_min))
-    pairs = np.concatenate([other] * number_of_channel + [own] + [other] * 3).reshape(-1, 2)
+    pairs: Any = np.concatenate([other] * number_of_channel + [own] + [other] * 3).reshape(-1, 2)
     for number in range(drain_planes):
         m.submodules[f"memory_{number}"] = store = memory.Memory(
             shape=threshold_layout(spec), depth=1024, init=pairs.tolist()
@@ -201,7 +201,7 @@ class Case:
     def _threshold_address(self, tile: int) -> int:
         return self.layer["threshold_base"] + (tile << self.layer["output_planes"])
 
-    def threshold_memory(self, row: int) -> list[list[int]]:
+    def threshold_memory(self, row: int) -> Any:
         """Pairs of a row's bank; those of no channel are all different from their neighbors."""
         entries = np.arange(self.spec.threshold_depth)
         for tile in range(0 if self.raw else self.layer["row_tiles"]):

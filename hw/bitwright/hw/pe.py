@@ -192,7 +192,7 @@ def _count(
 ) -> tuple[Signal, Signal]:
     """Registers of a count, inverted if ``negate``, and of its sign; both 0 with ``ignore``."""
     size = -(-len(first) // PARTS)
-    terms: list[Value] = []
+    terms: list[Any] = []
     for start in range(0, len(first), size):
         part = slice(start, start + size)
         factor = None if second is None else second[part]
