@@ -37,7 +37,7 @@ class BasisWeight(WeightQuantizer):
         return self.drawn[weight.shape]
 
     def quantized(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        raise NotImplementedError("numbers with a basis have no scale; the parent's codes and forward are overridden")
 
     def forward(self, weight: Tensor) -> Tensor:
         return self.codes(weight.detach()).values().to(weight.dtype)

@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -539,33 +539,50 @@ GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
 
 
 def main() -> int:
-    """Measure, print and write: what is measured takes the place of what earlier runs measured of its group."""
-    parser = argparse.ArgumentParser(prog="python -m bitwright.sw.bench", description=__doc__)
+    """Measure what ``make bench`` does."""
+    return measure("bench", __doc__, GROUPS, Path("docs") / "performance.md")
+
+
+def measure(
+    name: str, description: str | None, available: Mapping[str, Callable[[], Iterator[Measurement]]], table: Path
+) -> int:
+    """Measure groups, print and write: each takes the place of what earlier runs measured of it. Returns an exit code.
+
+    Parameters
+    ----------
+    name, description
+        Of the command, a module of this package.
+    available
+        Groups by name.
+    table
+        Page to fill with all that is known.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m bitwright.sw.{name}", description=description)
     parser.add_argument(
-        "--only", choices=GROUPS, action="append", help="measure this group, again for more; default all"
+        "--only", choices=available, action="append", help="measure this group, again for more; default all"
     )
-    chosen = parser.parse_args().only or list(GROUPS)
-    path, performance = Path("build") / "bench.json", Path("docs") / "performance.md"
+    chosen = parser.parse_args().only or list(available)
+    path = Path("build") / f"{name.replace('_', '-')}.json"
     groups: dict[str, list[dict[str, Any]]] = read_json(path) if path.is_file() else {}
     failed = []
-    for name in chosen:
+    for group in chosen:
         measurements: list[Measurement] = []
         try:
-            for each in GROUPS[name]():
+            for each in available[group]():
                 measurements.append(each)
                 met = "" if each.met is None else "  met" if each.met else "  MISSED"
                 sys.stdout.write(f"{each.name}: {shown(each.value)} {each.unit} {each.reach or ''}{met}\n")
                 sys.stdout.flush()
         except BitwrightError as error:
-            failed.append(name)
-            sys.stderr.write(f"bench: {name}: {error}\n")
+            failed.append(group)
+            sys.stderr.write(f"{name}: {group}: {error}\n")
             continue
-        groups[name] = [each.to_dict() for each in measurements]
+        groups[group] = [each.to_dict() for each in measurements]
         write_json(path, groups)
-    if performance.is_file():
-        known = [Measurement.from_dict(entry) for name in GROUPS for entry in groups.get(name, [])]
-        fill_page(performance, page(known))
-    sys.stdout.write(json.dumps({"written": [str(path), str(performance)], "failed": failed}) + "\n")
+    if table.is_file():
+        known = [Measurement.from_dict(entry) for group in available for entry in groups.get(group, [])]
+        fill_page(table, page(known))
+    sys.stdout.write(json.dumps({"written": [str(path), str(table)], "failed": failed}) + "\n")
     return 2 if failed else 0
 
 

@@ -4,8 +4,6 @@ Results are kept below ``build/area`` by the text of the design, so an interrupt
 is printed, written to ``build/bench-area.json`` and filled into ``docs/area.md``.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,6 @@ from bitwright.hw.accelerator import Accelerator
 from bitwright.hw.array import PEArray
 from bitwright.hw.codebook import CodebookDecoder, CodebookStreamer
 from bitwright.hw.drain import SearchControl, ThresholdUnit, threshold_layout
-from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec, preset
 from bitwright.hw.pe import ProcessingElement
 from bitwright.hw.popcount import Fabric, count_products
@@ -34,8 +31,7 @@ from bitwright.hw.synthesis import (
     synthesize,
     utilization,
 )
-from bitwright.sw.bench import Measurement, fill_page, page, shown
-from bitwright.sw.runs import read_json, write_json
+from bitwright.sw.bench import Measurement, measure
 
 CACHE = Path("build") / "area"
 
@@ -312,34 +308,8 @@ GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
 
 
 def main() -> int:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m bitwright.sw.bench_area", description=__doc__)
-    parser.add_argument(
-        "--only", choices=GROUPS, action="append", help="measure this group, again for more; default all"
-    )
-    chosen = parser.parse_args().only or list(GROUPS)
-    path, table = Path("build") / "bench-area.json", Path("docs/area.md")
-    groups: dict[str, list[dict[str, Any]]] = read_json(path) if path.is_file() else {}
-    failed = False
-    for name in chosen:
-        measurements: list[Measurement] = []
-        try:
-            for each in GROUPS[name]():
-                measurements.append(each)
-                met = "" if each.met is None else "  met" if each.met else "  MISSED"
-                sys.stdout.write(f"{each.name}: {shown(each.value)} {each.unit} {each.reach or ''}{met}\n")
-                sys.stdout.flush()
-        except BitwrightError as error:
-            failed = True
-            sys.stderr.write(f"bench-area: {name}: {error}\n")
-            continue
-        groups[name] = [each.to_dict() for each in measurements]
-        write_json(path, groups)
-    if table.is_file():
-        known = [entry for name in GROUPS for entry in groups.get(name, [])]
-        fill_page(table, page([Measurement.from_dict(entry) for entry in known]))
-    sys.stdout.write(json.dumps({"written": ["build/bench-area.json"]}) + "\n")
-    return 2 if failed else 0
+    """Measure what ``make bench-area`` does."""
+    return measure("bench_area", __doc__, GROUPS, Path("docs") / "area.md")
 
 
 if __name__ == "__main__":
