@@ -368,7 +368,7 @@ def synthesize_board(board: Board, spec: ArraySpec, cache: Path) -> tuple[Netlis
         If the board cannot have that array, or its PLL not that clock; if a tool is missing or fails.
     """
     part = PARTS[board.part]
-    files = board.platform().prepare(board.top(spec, part.family), "top").files
+    files = board.platform().prepare(board.top(spec, part.fabric), "top").files
     constraints = next(text for name, text in files.items() if name.endswith((".pcf", ".lpf")))
     netlist = synthesize(share_modules(_text(files["top.il"])), part.family, cache, part.synthesis)
     return netlist, _text(constraints)

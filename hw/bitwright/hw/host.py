@@ -167,43 +167,12 @@ class HostPort(wiring.Component):
             write.eq(self.bus.write),
             read.eq(self.bus.read),
         ]
-        region = address[derived.region_width :]
         chunk_width = (derived.chunks - 1).bit_length()
-        chunk = address[:chunk_width]
-        word_address = address[chunk_width : derived.region_width]
-        in_chunks = (region == Region.WEIGHTS) | (region == Region.ACTIVATIONS)
-
-        # Memory writes.
-        staging = Signal(spec.lanes - BUS_WIDTH)
-        with m.If(write & in_chunks):
-            for index in range(derived.chunks - 1):
-                with m.If(chunk == index):
-                    m.d.sync += staging.word_select(index, BUS_WIDTH).eq(value)
-        commit = write & ~self.busy & ((chunk == derived.chunks - 1) if chunk_width else 1)
-        m.d.comb += [
-            self.write_data.eq(value),
-            self.write_word.eq(Cat(staging, value)),
-            self.write_descriptor.eq(write & ~self.busy & (region == Region.DESCRIPTORS)),
-            self.write_threshold.eq(write & ~self.busy & (region == Region.THRESHOLDS)),
-            self.write_coefficient.eq(write & ~self.busy & (region == Region.COEFFICIENTS)),
-            self.write_weight.eq(commit & (region == Region.WEIGHTS)),
-            self.write_activation.eq(commit & (region == Region.ACTIVATIONS)),
-        ]
-        with m.Switch(region):
-            with m.Case(Region.WEIGHTS):
-                m.d.comb += self.write_address.eq(word_address[: derived.weight_address_width])
-                m.d.comb += self.write_row.eq(word_address[derived.weight_address_width :])
-            with m.Case(Region.THRESHOLDS):
-                m.d.comb += self.write_address.eq(address[: derived.threshold_address_width])
-                m.d.comb += self.write_row.eq(address[derived.threshold_address_width : derived.region_width])
-            if spec.coefficient_bits:
-                with m.Case(Region.COEFFICIENTS):
-                    m.d.comb += self.write_address.eq(address[: derived.coefficient_address_width])
-                    m.d.comb += self.write_row.eq(address[derived.coefficient_address_width : derived.region_width])
-            with m.Case(Region.ACTIVATIONS):
-                m.d.comb += self.write_address.eq(word_address[: derived.activation_address_width])
-            with m.Default():
-                m.d.comb += self.write_address.eq(address[: derived.descriptor_address_width])
+        region, chunk, word_address = self._decode(address)
+        closed, dropped = Signal(), Signal()
+        m.d.comb += closed.eq(self.busy | self.start)
+        m.d.sync += dropped.eq(self.bus.write & closed & (self._decode(self.bus.address)[0] != Region.REGISTERS))
+        self._writes(m, value, closed)
 
         # Control, status and counters.
         control = write & (region == Region.REGISTERS) & (address[: derived.region_width] == Register.CONTROL)
@@ -241,7 +210,6 @@ class HostPort(wiring.Component):
                 m.d.sync += done.eq(1)
                 with m.If(self.error != ErrorCode.NONE):
                     m.d.sync += [error.eq(self.error), error_field.eq(self.error_field)]
-            dropped = write & self.busy & (region != Region.REGISTERS)
             with m.If(dropped & (error == ErrorCode.NONE)):
                 m.d.sync += error.eq(ErrorCode.BUSY)
 
@@ -290,3 +258,43 @@ class HostPort(wiring.Component):
             with m.Default():
                 m.d.sync += self.bus.read_data.eq(0)
         return m
+
+    def _decode(self, address: Value) -> tuple[Value, Value, Value]:
+        """Region, chunk of a memory word, and address of the word, of an address on the bus."""
+        derived = self.spec.derived
+        chunk_width = (derived.chunks - 1).bit_length()
+        return address[derived.region_width :], address[:chunk_width], address[chunk_width : derived.region_width]
+
+    def _writes(self, m: Module, value: Signal, closed: Signal) -> None:
+        """Memory writes, from registers: they go all over the chip. ``value`` is the data in the cycle of the write."""
+        spec, derived, bus = self.spec, self.spec.derived, self.bus
+        region, chunk, word_address = self._decode(bus.address)
+        local = bus.address[: derived.region_width]
+        in_chunks = (region == Region.WEIGHTS) | (region == Region.ACTIVATIONS)
+        staging = Signal(spec.lanes - BUS_WIDTH)
+        with m.If(bus.write & in_chunks):
+            for index in range(derived.chunks - 1):
+                with m.If(chunk == index):
+                    m.d.sync += staging.word_select(index, BUS_WIDTH).eq(bus.write_data)
+        m.d.comb += [self.write_data.eq(value), self.write_word.eq(Cat(staging, value))]
+        taken = bus.write & ~closed
+        last = (chunk == derived.chunks - 1) if len(chunk) else 1
+        m.d.sync += [
+            self.write_descriptor.eq(taken & (region == Region.DESCRIPTORS)),
+            self.write_threshold.eq(taken & (region == Region.THRESHOLDS)),
+            self.write_coefficient.eq(taken & (region == Region.COEFFICIENTS)),
+            self.write_weight.eq(taken & last & (region == Region.WEIGHTS)),
+            self.write_activation.eq(taken & last & (region == Region.ACTIVATIONS)),
+        ]
+        banked = {Region.WEIGHTS: (word_address, derived.weight_address_width)}
+        banked[Region.THRESHOLDS] = local, derived.threshold_address_width
+        if spec.coefficient_bits:
+            banked[Region.COEFFICIENTS] = local, derived.coefficient_address_width
+        with m.Switch(region):
+            for memory, (place, width) in banked.items():
+                with m.Case(memory):
+                    m.d.sync += [self.write_address.eq(place[:width]), self.write_row.eq(place[width:])]
+            with m.Case(Region.ACTIVATIONS):
+                m.d.sync += self.write_address.eq(word_address[: derived.activation_address_width])
+            with m.Default():
+                m.d.sync += self.write_address.eq(local[: derived.descriptor_address_width])

@@ -17,6 +17,7 @@ from amaranth.hdl import Elaboratable
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.files import replacing
+from bitwright.hw.popcount import Fabric
 from bitwright.hw.rtlil import share_modules
 
 Family = Literal["xilinx7", "ecp5", "ice40"]
@@ -51,17 +52,21 @@ class Part:
         Arguments of nextpnr that choose it and its package.
     synthesis
         Arguments of the Yosys command for the family, beside its usual ones.
+    fabric
+        Form of the PEs that is best after routing.
     """
 
     name: str
     family: Family
     device: tuple[str, ...]
     synthesis: tuple[str, ...] = ()
+    fabric: Fabric = "portable"
 
 
 PARTS = {
-    "hx8k": Part("iCE40 HX8K", "ice40", ("--hx8k", "--package", "ct256")),
-    "up5k": Part("iCE40 UP5K", "ice40", ("--up5k", "--package", "sg48"), ("-device", "u", "-dsp", "-spram")),
+    "hx8k": Part("iCE40 HX8K", "ice40", ("--hx8k", "--package", "ct256"), fabric="ice40"),
+    "up5k": Part("iCE40 UP5K", "ice40", ("--up5k", "--package", "sg48"), ("-device", "u", "-dsp", "-spram"), "ice40"),
+    # The ECP5 form of the PEs is smaller, but its many short carry chains are placed far apart.
     "85k": Part("ECP5-85F", "ecp5", ("--85k", "--package", "CABGA381")),
 }
 """Parts by nextpnr's name of the device."""

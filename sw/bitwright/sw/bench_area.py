@@ -267,11 +267,11 @@ def decoders() -> Iterator[Measurement]:
             yield Measurement(f"{name}: its look-up alone", _taken(CodebookDecoder(spec), family).luts, unit)
 
 
-def machine(name: str, part_name: str, fabric: Fabric, reach: float) -> Iterator[Measurement]:
+def machine(name: str, part_name: str, reach: float) -> Iterator[Measurement]:
     """A whole accelerator, placed and routed, its bus and interrupt behind shift registers, its probe open."""
     spec, part = preset(name), PARTS[part_name]
     top = SerialTop(
-        Accelerator(spec, fabric),
+        Accelerator(spec, part.fabric),
         lambda inner: [inner.host.read_data, inner.host.read_valid, inner.interrupt, inner.weights.ready],
         lambda inner: [
             inner.host.address,
@@ -301,9 +301,8 @@ GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
     "counter": counters,
     "thresholds": thresholds,
     "decoder": decoders,
-    "tiny": lambda: machine("tiny", "up5k", "ice40", 24),
-    # The ECP5 form of the PEs is smaller, but its many short carry chains are placed far apart.
-    "edge": lambda: machine("edge", "85k", "portable", 80),
+    "tiny": lambda: machine("tiny", "up5k", 24),
+    "edge": lambda: machine("edge", "85k", 80),
 }
 
 
