@@ -90,7 +90,6 @@ MUTATIONS = (
     Mutation("windows that are not there", "fetch.py", "Mux(valid, end_next, 0)", "end_next"),
     Mutation("one buffer", "fetch.py", "self.buffer.eq(~self.buffer)", "self.buffer.eq(0)"),
     Mutation("drain cycles of all groups", "fetch.py", "drain_cycles.eq(0)", "drain_cycles.eq(drain_cycles)"),
-    Mutation("output of the next group", "fetch.py", "+ self.layer.output_granules", "+ 1"),
     # Word lists.
     Mutation("zero words listed", "fetch.py", 'active.any() if spec.zero_skip == "skip" else Const(1)', "Const(1)"),
     Mutation(
@@ -203,12 +202,6 @@ MUTATIONS = (
     Mutation("weights of tile 0", "sequencer.py", "weight_address + layer.weight_tile_stride", "weight_address"),
     Mutation("weights of one plane", "sequencer.py", "weight_address + entry.weight_offset", "weight_address"),
     Mutation("coefficients of tile 0", "sequencer.py", "coefficient_address + layer.passes", "coefficient_address"),
-    Mutation(
-        "thresholds of a tile",
-        "sequencer.py",
-        "threshold_address + threshold_words",
-        "threshold_address + threshold_words + 1",
-    ),
     Mutation("list of the first plane", "sequencer.py", "Mux(first_word, entry.base, list_address)", "list_address"),
     # Draining.
     Mutation("threshold > instead of >=", "drain.py", "threshold + complement", "threshold + complement + 1"),
@@ -237,9 +230,11 @@ MUTATIONS = (
     Mutation("planes at one place", "drain.py", "finished.position + stride * number", "finished.position"),
     Mutation("planes after the first ones", "drain.py", "+ stride * spec.drain_planes", "+ stride"),
     Mutation("lanes without channels", "drain.py", "row < finished.rows", "1"),
-    Mutation(
-        "address of an output pixel", "drain.py", "tile.output_position + layer.output_granules", "tile.output_position"
-    ),
+    Mutation("thresholds of a tile", "drain.py", "threshold_address + ((1 <<", "threshold_address + 1 + ((1 <<"),
+    Mutation("address of an output pixel", "drain.py", "position + layer.output_granules", "position"),
+    Mutation("pixels of every tile counted", "drain.py", "Mux(pixel_done & tile.first, ", "Mux(pixel_done, "),
+    Mutation("row tiles at one place", "drain.py", "tile_position + Mux(raw, ", "tile_position + 0 * Mux(raw, "),
+    Mutation("layers at one place", "drain.py", "m.d.sync += fresh.eq(1)", "m.d.sync += fresh.eq(0)"),
     Mutation("a raw result too many", "drain.py", "raw_row < columns[0].rows", "raw_row <= columns[0].rows"),
     Mutation("layer ends a column early", "drain.py", "tile.last & taken.tile_last", "tile.last"),
     # The whole.

@@ -185,16 +185,12 @@ class Case:
 
     def tile(self, group: int, tile: int) -> dict[str, int]:
         """A row tile of a group, as the issuer describes it."""
-        spec, windows = self.spec, self.groups[group]
-        width = max(spec.derived.position_width, spec.derived.result_address_width)
+        windows = self.groups[group]
         return {
             "valid": (1 << len(windows)) - 1,
             "pool_first": sum((window % self.pool == 0) << column for column, window in enumerate(windows)),
             "pool_last": sum((window % self.pool == self.pool - 1) << column for column, window in enumerate(windows)),
-            "output_position": self.output(windows[0]) % (1 << width),
-            "tile": tile,
-            "channel": tile * spec.rows,
-            "threshold_address": (self._threshold_address(tile) % spec.threshold_depth) // 2,
+            "first": int(tile == 0),
             "last": int(group == len(self.groups) - 1 and tile == self.layer["row_tiles"] - 1),
         }
 

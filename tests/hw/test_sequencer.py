@@ -797,7 +797,6 @@ def issued_layers(draw: st.DrawFn) -> tuple[dict[str, int], list[Group]]:
             "valid": draw(columns),
             "pool_first": draw(columns),
             "pool_last": draw(columns),
-            "output_position": draw(st.integers(0, (1 << SPEC.derived.position_width) - 1)),
             "drain_cycles": draw(st.integers(1, SPEC.columns * 4)),
             "lengths": told([0] * SPEC.derived.lists),
             "last": int(number == count - 1),
@@ -810,15 +809,10 @@ def issued_layers(draw: st.DrawFn) -> tuple[dict[str, int], list[Group]]:
 def issues(layer: dict[str, int], group: Group) -> list[Issue]:
     """Operations of a group: row tiles, entries of the schedule, doublings and words of each."""
     found = []
-    size = 1 << layer["output_planes"]  # of a channel's tree of thresholds
     for tile in range(layer["row_tiles"]):
-        channel = tile * SPEC.rows
         known = {
             **{name: group.known[name] for name in ("valid", "pool_first", "pool_last")},
-            "output_position": group.known["output_position"],  # the drain adds the place of the tile
-            "tile": tile,
-            "channel": channel,
-            "threshold_address": (layer["threshold_base"] + tile * size) % SPEC.threshold_depth // 2,
+            "first": int(tile == 0),
             "last": int(group.known["last"] and tile == layer["row_tiles"] - 1),
         }
         weights = layer["weight_base"] + tile * layer["weight_tile_stride"]
@@ -883,7 +877,7 @@ def test_issues_are_as_many_as_the_contract_says():
         {**empty, "length": 2, "extra": 2, "double": 1},
         {**empty, "length": 0, "extra": 4, "double": 1},
     ]
-    known = {"valid": 1, "pool_first": 1, "pool_last": 1, "output_position": 0, "last": 1}
+    known = {"valid": 1, "pool_first": 1, "pool_last": 1, "last": 1}
     assert len(issues(layer, Group(known, entries, 0, 0))) == 2 * (3 + (2 + 3 - 1) + 4)
 
 
@@ -949,7 +943,7 @@ def test_issuer_runs_every_word_of_every_pass_of_every_tile(case):
 def test_a_start_ends_what_an_issuer_was_doing():
     dut = TileIssuer(SPEC)
     layer = header(row_tiles=2)
-    known = {"valid": 1, "pool_first": 1, "pool_last": 1, "output_position": 0, "last": 1, "drain_cycles": 8}
+    known = {"valid": 1, "pool_first": 1, "pool_last": 1, "last": 1, "drain_cycles": 8}
     entry = dict.fromkeys(("weight_offset", "base", "negate", "residual", "index", "double"), 0)
 
     async def bench(ctx):
@@ -967,7 +961,7 @@ def test_a_start_ends_what_an_issuer_was_doing():
             await ctx.tick()
             ctx.set(dut.group_ready, 0)
             assert ctx.get(dut.operation.clear)
-            assert ctx.get(dut.tile.tile) == 0
+            assert ctx.get(dut.tile.first)
             assert not ctx.get(dut.stalled)
             await ctx.tick().repeat(after)
 

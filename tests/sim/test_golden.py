@@ -150,8 +150,7 @@ def test_coded_weights_are_those_that_they_stand_for() -> None:
     ]
     residual = {"layer1": rng.integers(-1, 2, (24, 20))}
     thresholds = [
-        (np.sort(rng.integers(-30, 30, (channels, 3)), axis=1), np.zeros(channels, np.uint8))
-        for channels in (20, 24)
+        (np.sort(rng.integers(-30, 30, (channels, 3)), axis=1), np.zeros(channels, np.uint8)) for channels in (20, 24)
     ]
     results, beats, cycles = [], [], []
     for each in (layers, coded):

@@ -26,18 +26,13 @@ def threshold_layout(spec: ArraySpec) -> data.ArrayLayout:
 
 
 def tile_layout(spec: ArraySpec) -> data.StructLayout:
-    """What the drain needs to know of a row tile of a pixel group."""
-    derived = spec.derived
+    """What the drain is told of a row tile of a pixel group; what follows from the order of tiles it counts itself."""
     return data.StructLayout(
         {
             "valid": spec.columns,  # columns that hold a window: the first ones
             "pool_first": spec.columns,  # columns whose window starts a pooling window
             "pool_last": spec.columns,  # columns whose window ends one
-            # Position of the first output pixel that the group completes; of raw results the address.
-            "output_position": max(derived.position_width, derived.result_address_width),
-            "tile": derived.tile_index_width,  # number of the tile
-            "channel": (spec.rows * spec.row_tiles_max - 1).bit_length(),  # first channel of the tile: tile * rows
-            "threshold_address": derived.threshold_word_width,  # of the tile's first pair: flags and root
+            "first": 1,  # of the group
             "last": 1,  # of the layer
         }
     )
@@ -337,7 +332,8 @@ class Drain(wiring.Component):
         raw = Signal()
         m.d.comb += raw.eq((layer.flags & FLAG_RAW).any())
 
-        # What goes along with a column.
+        # What goes along with a column. Positions are those of activations, or addresses of raw results.
+        position_width = max(derived.position_width, derived.result_address_width)
         column_layout = data.StructLayout(
             {
                 "pool_first": 1,
@@ -347,17 +343,21 @@ class Drain(wiring.Component):
                 "layer_last": 1,  # last one of the layer
                 "tile": derived.tile_index_width,
                 "rows": range(spec.rows + 1),  # rows that hold channels
-                "position": self.tile.output_position.shape(),
+                "position": position_width,
                 "threshold_address": derived.threshold_word_width,
             }
         )
 
         # The tile that is being taken in, its next column in bit 0.
         tile, pending, tile_first = Signal(tile_layout(spec)), Signal(), Signal()
+        number = Signal(derived.tile_index_width)
+        channel = Signal(range(spec.rows * spec.row_tiles_max))  # the tile's first one
+        threshold_address = Signal(derived.threshold_word_width)  # of the tile's first pair: flags and root
+        position = Signal(position_width)  # of the tile, in the output pixel of the next column
         m.submodules.control = control = SearchControl(spec)
         raw_active, raw_row, raw_last = Signal(), Signal(range(spec.rows)), Signal()
         take = Signal()
-        remaining = Signal(signed(max(len(layer.channels), len(tile.channel)) + 1))
+        remaining = Signal(signed(max(len(layer.channels), len(channel)) + 1))
         taken = Signal(column_layout)
         m.d.comb += [
             raw_last.eq(raw_active & (raw_row == spec.rows - 1)),
@@ -366,23 +366,20 @@ class Drain(wiring.Component):
             control.planes.eq(layer.output_planes),
             self.shift.eq(take),
             self.comparing.eq(control.comparing),
-            remaining.eq(layer.channels - tile.channel),
+            remaining.eq(layer.channels - channel),
             taken.pool_first.eq(tile.pool_first[0]),
             taken.pool_last.eq(tile.pool_last[0]),
             taken.tile_first.eq(tile_first),
             taken.tile_last.eq(~tile.valid[1] if spec.columns > 1 else 1),
             taken.layer_last.eq(tile.last & taken.tile_last),
-            taken.tile.eq(tile.tile),
+            taken.tile.eq(number),
             taken.rows.eq(Mux(remaining < 0, 0, Mux(remaining < spec.rows, remaining, spec.rows))),
-            taken.position.eq(tile.output_position),
-            taken.threshold_address.eq(tile.threshold_address),
+            taken.position.eq(position),
+            taken.threshold_address.eq(threshold_address),
         ]
         with m.If(self.load):
             m.d.sync += [
                 tile.eq(self.tile),
-                tile.output_position.eq(
-                    self.tile.output_position + Mux(raw, self.tile.channel, self.tile.channel // GRANULE)
-                ),
                 tile_first.eq(1),
                 pending.eq(1),
             ]
@@ -394,8 +391,50 @@ class Drain(wiring.Component):
                 tile_first.eq(0),
                 pending.eq(~taken.tile_last),
             ]
-            with m.If(taken.pool_last):
-                m.d.sync += tile.output_position.eq(tile.output_position + layer.output_granules)
+
+        # A group goes on where the one before it ended, its row tiles lie side by side.
+        fresh = Signal(init=1)  # no tile of the layer has come
+        tile_position, group_end = Signal(position_width), Signal(position_width)
+        next_pixel, next_group, first_position = (Signal(position_width, name=f"{name}_position") for name in
+                                                  ("next_pixel", "next_group", "first"))  # fmt: skip
+        pixel_done = take & taken.pool_last
+        m.d.comb += [
+            next_pixel.eq(position + layer.output_granules),
+            next_group.eq(Mux(pixel_done & tile.first, next_pixel, group_end)),
+            first_position.eq(
+                Mux(
+                    fresh,
+                    layer.output_base,
+                    Mux(
+                        self.tile.first,
+                        next_group,
+                        tile_position + Mux(raw, spec.rows, derived.tile_granules),
+                    ),
+                )
+            ),
+        ]
+        m.d.sync += group_end.eq(next_group)
+        with m.If(self.load):
+            m.d.sync += [
+                fresh.eq(0),
+                tile_position.eq(first_position),
+                position.eq(first_position),
+                number.eq(Mux(self.tile.first, 0, number + 1)),
+                channel.eq(Mux(self.tile.first, 0, channel + spec.rows)),
+                threshold_address.eq(
+                    Mux(
+                        self.tile.first,
+                        layer.threshold_base >> 1,
+                        threshold_address + ((1 << layer.output_planes) >> 1),
+                    )
+                ),
+            ]
+            with m.If(fresh):
+                m.d.sync += group_end.eq(layer.output_base)
+        with m.Elif(pixel_done):
+            m.d.sync += position.eq(next_pixel)
+        with m.If(self.layer_done):
+            m.d.sync += fresh.eq(1)
 
         # The complement of each row's value, held while the first comparator or the raw results need it.
         complements = Signal(data.ArrayLayout(signed(spec.accumulator_width), spec.rows))
@@ -426,7 +465,7 @@ class Drain(wiring.Component):
                 unit.planes.eq(control.planes),
                 unit.stages.eq(control.stages),
                 unit.complement.eq(complements[row]),
-                unit.first.eq(tile.threshold_address),
+                unit.first.eq(threshold_address),
             ]
             for number, column in enumerate(columns):
                 m.d.comb += [

@@ -539,8 +539,6 @@ def group_layout(spec: ArraySpec) -> data.StructLayout:
             "valid": spec.columns,  # columns that hold a window: the first ones
             "pool_first": spec.columns,  # columns whose window starts a pooling window
             "pool_last": spec.columns,  # columns whose window ends one
-            # Of the first output pixel that the group completes: position, or address of raw results.
-            "output_position": max(derived.position_width, derived.result_address_width),
             "drain_cycles": (spec.columns * max(spec.rows, spec.activation_planes_max)).bit_length(),
             "lengths": data.ArrayLayout(length_layout(spec), derived.lists),  # entries of each plane
             "last": 1,  # of the layer
@@ -725,7 +723,6 @@ class WindowLoader(wiring.Component):
         pool_first, pool_last = Signal(spec.columns), Signal(spec.columns)
         drain_steps = Signal(range(max(spec.rows, spec.activation_planes_max) + 1))
         drain_cycles = Signal.like(group.drain_cycles)
-        output_position, next_output_position = Signal.like(group.output_position), Signal.like(group.output_position)
         planes_rounded = self.layer.output_planes + (spec.drain_planes - 1)
         m.d.comb += drain_steps.eq(
             Mux((self.layer.flags & FLAG_RAW).any(), spec.rows, planes_rounded >> (spec.drain_planes - 1).bit_length())
@@ -737,26 +734,18 @@ class WindowLoader(wiring.Component):
             ]
         with m.If(walker.step):
             m.d.sync += drain_cycles.eq(drain_cycles + drain_steps)
-            with m.If(walker.pool_last):
-                m.d.sync += next_output_position.eq(next_output_position + self.layer.output_granules)
         with m.If(first_read):
             m.d.sync += [
                 self.buffer.eq(~self.buffer),
                 group.valid.eq(Cat(column.valid for column in columns)),
                 group.pool_first.eq(pool_first),
                 group.pool_last.eq(pool_last),
-                group.output_position.eq(output_position),
                 group.drain_cycles.eq(drain_cycles),
                 group.last.eq(walker.done),
-                output_position.eq(next_output_position),
                 drain_cycles.eq(0),
             ]
         with m.If(self.start):
-            m.d.sync += [
-                self.buffer.eq(1),  # the first group gets 0
-                output_position.eq(self.layer.output_base),
-                next_output_position.eq(self.layer.output_base),
-            ]
+            m.d.sync += self.buffer.eq(1)  # the first group gets 0
 
         # Each copy of the memory serves its columns in turn.
         nonzero, words = Signal(spec.derived.copies), []

@@ -590,12 +590,9 @@ class TileIssuer(wiring.Component):
 
         # Row tile.
         tile_number = Signal(derived.tile_index_width)
-        channel = Signal(16)
+        first_tile = Signal()
         weight_address = Signal(derived.weight_address_width)
-        threshold_address = Signal(derived.threshold_word_width)
         coefficient_address = Signal(derived.coefficient_address_width)
-        threshold_words = Signal(derived.code_width)  # of a channel
-        m.d.comb += threshold_words.eq((1 << layer.output_planes) >> 1)
 
         empty, ends_extras, ends_words, entry_ends = Signal(), Signal(), Signal(), Signal()
         tile_ends, group_ends = Signal(), Signal()
@@ -624,10 +621,7 @@ class TileIssuer(wiring.Component):
             tile.valid.eq(group.valid),
             tile.pool_first.eq(group.pool_first),
             tile.pool_last.eq(group.pool_last),
-            tile.output_position.eq(group.output_position),
-            tile.tile.eq(tile_number),
-            tile.channel.eq(channel),
-            tile.threshold_address.eq(threshold_address),
+            tile.first.eq(first_tile),
             tile.last.eq(group.last & last_tile),
             self.take.eq(self.group_ready & (~active | (operation.valid & group_ends))),
             # The entry in use stays in the memory's output register until the next one is read.
@@ -671,9 +665,8 @@ class TileIssuer(wiring.Component):
                     waiting.eq(group.drain_cycles != 1),
                     tile_number.eq(tile_number + 1),
                     last_tile.eq(tile_number + 2 == layer.row_tiles),
-                    channel.eq(channel + spec.rows),
+                    first_tile.eq(0),
                     weight_address.eq(weight_address + layer.weight_tile_stride),
-                    threshold_address.eq(threshold_address + threshold_words),
                     coefficient_address.eq(coefficient_address + layer.passes),
                 ]
             with m.If(group_ends):
@@ -697,9 +690,8 @@ class TileIssuer(wiring.Component):
                 first_entry.eq(1),
                 tile_number.eq(0),
                 last_tile.eq(layer.row_tiles == 1),
-                channel.eq(0),
+                first_tile.eq(1),
                 weight_address.eq(layer.weight_base),
-                threshold_address.eq(layer.threshold_base >> 1),
                 coefficient_address.eq(layer.coefficient_base),
             ]
         with m.If(self.start):
