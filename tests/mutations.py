@@ -247,11 +247,11 @@ MUTATIONS = (
     Mutation("group taken before its passes", "accelerator.py", "loader.ready & scheduler.complete", "loader.ready"),
     Mutation("columns without a window gated", "accelerator.py", "valid & ~active & ", "~active & "),
     Mutation("word committed by its first chunk", "host.py", "(chunk == derived.chunks - 1)", "(chunk == 0)"),
-    Mutation("counters not cleared", "host.py", "self.counters.eq(0), done.eq(0)", "done.eq(0)"),
+    Mutation("counters not cleared", "host.py", "kept.eq(0), done.eq(0)", "done.eq(0)"),
     Mutation(
         "weights of row 0",
         "host.py",
-        "self.write_row.eq(word_address[derived.weight_address_width :])",
+        "self.write_row.eq(place[width:])",
         "self.write_row.eq(0)",
     ),
     Mutation("region of the thresholds", "host.py", "region == Region.THRESHOLDS)", "region == Region.COEFFICIENTS)"),

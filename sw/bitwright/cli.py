@@ -43,6 +43,7 @@ app = typer.Typer(
 out, err = Console(), Console(stderr=True)
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, made by [bold]train[/].")]
+BoardName = Annotated[str, typer.Option(help="Board: icebreaker, ulx3s, ecpix5, arty-a7, or a platform module:class.")]
 ProgramFile = Annotated[Path, typer.Argument(metavar="NET.BW", help="Program, made by [bold]compile[/].")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
 Data = Annotated[
@@ -303,7 +304,7 @@ def run_command(
 @app.command("virtual-board", epilog="Example: bitwright virtual-board digits.bw --board icebreaker")
 def virtual_board(
     program: ProgramFile,
-    board: Annotated[str, typer.Option(help="Board: icebreaker or ulx3s.")] = "icebreaker",
+    board: BoardName = "icebreaker",
     as_json: Json = False,
 ) -> None:
     """Simulate a board with the array of a Program behind a serial port, until Ctrl-C."""
@@ -326,39 +327,56 @@ def virtual_board(
 
 @app.command(epilog="Example: bitwright build --board icebreaker -o build/icebreaker")
 def build(
-    board: Annotated[str, typer.Option(help="Board: icebreaker or ulx3s.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the bitstream.")],
+    board: BoardName,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the bitstream, or for the vendor's tools.")
+    ],
     array: Annotated[str | None, typer.Option(help="Array: a preset or a TOML file; default: the board's own.")] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Take the largest preset that fits.")] = False,
     clock: Annotated[float | None, typer.Option(help="Clock of the machine, MHz; default: the board's own.")] = None,
     size_only: Annotated[bool, typer.Option("--size-only", help="Only tell what the board would take.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a board's bitstream without vendor tools; tell what it takes and how fast it is."""
+    """Make a board's bitstream without vendor tools, and tell what it takes and how fast it is.
+
+    For FPGAs without open tools, and for other platforms of amaranth-boards, given as module:class, write what their
+    vendor's tools build it of.
+    """
     import dataclasses
 
     from bitwright.hw import boards
-    from bitwright.hw.synthesis import PARTS, check_size
     from bitwright.sim.backends.source import cache_folder
 
     found = boards.board(board)
     if clock is not None:
         found = dataclasses.replace(found, clock_mhz=clock)
-    spec = found.array if array is None else load_array(array)
+    if fit and array is not None:
+        raise BitwrightError(f"--fit chooses the array, but {array} is given as well; leave one of them out.")
     cache = cache_folder() / "synthesis"
-    value: dict[str, Any] = {"board": found.title, "fingerprint": spec.fingerprint, "clock_mhz": found.clock_mhz}
+    value: dict[str, Any] = {"board": found.title, "clock_mhz": found.clock_mhz}
+    rows: list[tuple[str, str]] = []
+    sizes: dict[str, tuple[int, int]] = {}
     with _working(f"building for {found.title}"):
+        if fit:
+            array = value["array"] = boards.fit(found, cache)
+            rows = [("array", array)]
+        spec = found.array if array is None else load_array(array)
+        value["fingerprint"] = spec.fingerprint
         if size_only:
-            netlist, constraints = boards.synthesize_board(found, spec, cache)
-            sizes = check_size(netlist, PARTS[found.part], constraints)
-        else:
+            sizes = boards.sizes(found, spec, cache)
+        elif found.open:
             built = boards.build(found, spec, output, cache)
             value |= {"bitstream": str(built.bitstream), "frequency_mhz": built.frequency}
             sizes = {name: (used, built.available[name]) for name, used in built.used.items()}
-    value["resources"] = {name: {"used": used, "available": has} for name, (used, has) in sizes.items() if used}
-    rows = [(name, f"{each['used']:,} of {each['available']:,}") for name, each in value["resources"].items()]
-    if not size_only:
-        rows += [("clock", f"{value['frequency_mhz']:.1f} MHz reached, {found.clock_mhz:g} MHz used")]
-        rows += [("written", value["bitstream"])]
+            rows += [("clock", f"{built.frequency:.1f} MHz reached, {found.clock_mhz:g} MHz used")]
+            rows += [("written", str(built.bitstream))]
+        else:
+            value["files"] = boards.write_project(found, spec, output)
+            rows += [("written", f"{output}: {', '.join(value['files'])}")]
+            rows += [("next", f"sh build_top.sh in {output}, with the vendor's tools installed")]
+    if sizes:
+        value["resources"] = {name: {"used": used, "available": has} for name, (used, has) in sizes.items() if used}
+        rows = [(name, f"{used:,} of {has:,}") for name, (used, has) in sizes.items() if used] + rows
     _show(value, as_json, lambda: _pairs(rows))
 
 

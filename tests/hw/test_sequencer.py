@@ -529,7 +529,9 @@ async def check_list(ctx: Any, dut: PassScheduler, layer: Descriptor, buffer: in
     """Compare a list with the passes that have words."""
     sizes = layer.plane_words(dut.spec)
     assert ctx.get(dut.skipped) == sum(sizes[entry.plane] - lengths[entry.plane] for entry in layer.passes)
-    for found, entry in zip(await read_entries(ctx, dut, buffer), scheduled(layer, lengths), strict=True):
+    entries = await read_entries(ctx, dut, buffer)
+    assert {name: ctx.get(dut.first[name]) for name in entries[0]} == entries[0]
+    for found, entry in zip(entries, scheduled(layer, lengths), strict=True):
         fields = entry_fields(layer, entry, dut.spec)
         assert {name: found[name] for name in fields} == fields
 
@@ -905,6 +907,7 @@ def test_issuer_runs_every_word_of_every_pass_of_every_tile(case):
             ctx.set(dut.group, offered.known)
             ctx.set(dut.count, len(offered.entries))
             ctx.set(dut.skipped, offered.skipped)
+            ctx.set(dut.first, offered.entries[0])
             ctx.set(dut.group_buffer, 1 - buffer)
             if ready:
                 lists[1 - buffer] = offered.entries
@@ -950,7 +953,7 @@ def test_a_start_ends_what_an_issuer_was_doing():
         ctx.set(dut.layer, layer)
         ctx.set(dut.group, {**known, "lengths": told([0] * SPEC.derived.lists)})
         ctx.set(dut.count, 1)
-        ctx.set(dut.entry, {**entry, **counted(2, 0)})
+        ctx.set(dut.first, {**entry, **counted(2, 0)})
         for after in (1, 2, 3, 4, 5, 12):
             ctx.set(dut.start, 1)
             await ctx.tick()

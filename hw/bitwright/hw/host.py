@@ -87,7 +87,7 @@ class HostPort(wiring.Component):
     events : ``In(event_layout(spec))``
         Events of this cycle.
     counters : ``Out(counter_layout(spec))``, totals : ``Out(counter_layout(spec))``
-        Counters before and after this cycle's events.
+        Counters before and after this cycle's events. What the host reads is a cycle behind.
     interrupt : ``Out(1)``
         The last program has ended.
     """
@@ -200,12 +200,17 @@ class HostPort(wiring.Component):
         # The sequencer forgets its layer when it is cleared; the register keeps it until the next start or stop.
         with m.If(self.busy):
             m.d.sync += layer.eq(self.layer_index)
+        # Events come late in their cycle: they are added in the next one.
+        recent, kept = Signal(event_layout(spec)), Signal(counter_layout(spec))
         for name in COUNTERS:
-            m.d.comb += self.totals[name].eq(self.counters[name] + self.events[name])
+            m.d.comb += [
+                self.counters[name].eq(kept[name] + recent[name]),
+                self.totals[name].eq(self.counters[name] + self.events[name]),
+            ]
         with m.If(starting | stopping | stopped):
-            m.d.sync += [self.counters.eq(0), done.eq(0), error.eq(ErrorCode.NONE), error_field.eq(0), layer.eq(0)]
+            m.d.sync += [recent.eq(0), kept.eq(0), done.eq(0), error.eq(ErrorCode.NONE), error_field.eq(0), layer.eq(0)]
         with m.Else():
-            m.d.sync += self.counters.eq(self.totals)
+            m.d.sync += [recent.eq(self.events), kept.eq(self.counters)]
             with m.If(self.finished):
                 m.d.sync += done.eq(1)
                 with m.If(self.error != ErrorCode.NONE):
@@ -229,7 +234,7 @@ class HostPort(wiring.Component):
         }
         first_counter = Register.CYCLES
         for index, name in enumerate(COUNTERS):
-            registers[Register(first_counter + index)] = self.counters[name]
+            registers[Register(first_counter + index)] = kept[name]
         register_data = Signal(BUS_WIDTH)
         with m.Switch(address[: derived.region_width]):
             for register, content in registers.items():

@@ -337,7 +337,7 @@ PRESETS: dict[str, ArraySpec] = {
         zero_skip="skip",
     ),
 }
-"""Named arrays. ``tiny`` aims at an iCE40 UP5K, ``edge`` at an ECP5-85F; ``demo`` is a small array for small images."""
+"""Named arrays, from small to large: ``tiny`` for an iCE40 UP5K, ``demo`` for small images, ``edge`` for an ECP5."""
 
 
 def preset(name: str) -> ArraySpec:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -16,6 +16,7 @@ from bitwright.hw.isa import (
     HEADER_WORDS,
     ArraySpec,
     ErrorCode,
+    Field,
     descriptor_fields,
 )
 
@@ -126,9 +127,11 @@ class LayerSequencer(wiring.Component):
         pointer = Signal(address_width)  # of the header being fetched; one bit more, to see the end of the memory
         end = Signal(range((1 << address_width) + HEADER_WORDS + (1 << 16)))  # whatever `passes` says
 
-        # Fetch the next header. A field is checked as it arrives, against the range that the compiler uses.
+        # Fetch the next header. A field is checked as it arrives, against the range that the compiler uses; which one
+        # is wrong is worked out a cycle later, for memory is slow.
         upcoming = Signal(descriptor_layout(spec)) if spec.prefetch else self.layer
         wrong, wrong_field = Signal(), Signal(8)
+        bad = Signal(max(len(self._checks(word)) for word in range(HEADER_WORDS)))  # of the word before
         count = Signal(range(HEADER_WORDS + 1))
         ready, failed, failed_code = Signal(), Signal(), Signal(3)
         switch = Signal()
@@ -145,15 +148,20 @@ class LayerSequencer(wiring.Component):
                 with m.Switch(count):
                     for word in range(HEADER_WORDS):
                         with m.Case(word + 1):  # words of the memory come one cycle after their address
-                            self._take_word(m, word, upcoming, wrong, wrong_field)
+                            self._take_word(m, word, upcoming)
+                            m.d.sync += bad.eq(Cat(refused for _, refused in self._checks(word)))
+                            if word > 0:
+                                self._note(m, word - 1, bad, wrong, wrong_field)
                 with m.If(count == HEADER_WORDS):
                     m.next = "check"
 
             with m.State("check"):
+                self._note(m, HEADER_WORDS - 1, bad, wrong, wrong_field)
+                m.d.sync += bad.eq(0)
                 with m.If(end > spec.descriptor_depth):
                     m.d.sync += [failed.eq(1), failed_code.eq(ErrorCode.END)]
                     m.next = "hold"
-                with m.Elif(wrong):
+                with m.Elif(wrong | bad.any()):
                     m.d.sync += [failed.eq(1), failed_code.eq(ErrorCode.FIELD)]
                     m.next = "hold"
                 if spec.weight_stream:
@@ -224,24 +232,37 @@ class LayerSequencer(wiring.Component):
                         m.next = "wait"
         return m
 
-    def _take_word(self, m: Module, word: int, upcoming: "data.View[Any]", wrong: Signal, wrong_field: Signal) -> None:
-        """Keep the fields of a header word, and note the first field that is out of range."""
-        bad: list[tuple[int, Any]] = []
+    def _fields(self, word: int) -> list[tuple[int, Field, Value]]:
+        """Number and description of the fields of a header word, and their bits of the memory's word."""
+        found = []
         for index, field in enumerate(descriptor_fields(self.spec)):
             place, bit = FIELD_PLACES[field.name]
-            if place != word:
-                continue
-            value = self.word[bit : bit + field.bits]
-            value = value.as_signed() if field.signed else value
+            if place == word:
+                value = self.word[bit : bit + field.bits]
+                found.append((index, field, value.as_signed() if field.signed else value))
+        return found
+
+    def _take_word(self, m: Module, word: int, upcoming: "data.View[Any]") -> None:
+        """Keep the fields of a header word."""
+        for _, field, value in self._fields(word):
             m.d.sync += upcoming[field.name].eq(value)
+
+    def _checks(self, word: int) -> list[tuple[int, Value]]:
+        """Number of each field of a header word that has bounds, and whether it is out of them."""
+        found = []
+        for index, field, value in self._fields(word):
             lowest = -(1 << (field.bits - 1)) if field.signed else 0
             highest = (1 << (field.bits - field.signed)) - 1
             checks = [value < field.low] if field.low > lowest else []
             checks += [value > field.high] if field.high < highest else []
             if checks:
-                bad.append((index, Cat(*checks).any()))
-        for index, out_of_range in reversed(bad):
-            with m.If(~wrong & out_of_range):
+                found.append((index, Cat(*checks).any()))
+        return found
+
+    def _note(self, m: Module, word: int, bad: Signal, wrong: Signal, wrong_field: Signal) -> None:
+        """Note the first field that is out of its bounds."""
+        for place, (index, _) in reversed(list(enumerate(self._checks(word)))):
+            with m.If(~wrong & bad[place]):
                 m.d.sync += [wrong.eq(1), wrong_field.eq(index)]
 
 
@@ -295,6 +316,8 @@ class PassScheduler(wiring.Component):
         ``group_started``, and more where a pass waits for its plane.
     count : ``Out``, skipped : ``Out``
         Entries of that list, and words of a row tile that it leaves out.
+    first : ``Out(schedule_layout(spec))``
+        First entry of that list.
     entry_buffer, entry_index, entry_read : ``In``, entry : ``Out(schedule_layout(spec))``
         Read port of the list, with a latency of one cycle while ``entry_read``.
     """
@@ -314,6 +337,7 @@ class PassScheduler(wiring.Component):
     complete: Signal
     count: Signal
     skipped: Signal
+    first: "data.View[Any]"
     entry_buffer: Signal
     entry_index: Signal
     entry_read: Signal
@@ -340,6 +364,7 @@ class PassScheduler(wiring.Component):
                 "complete": Out(1),
                 "count": Out(range(derived.passes_max + 1)),
                 "skipped": Out(skipped_width(spec)),
+                "first": Out(schedule_layout(spec)),
                 "entry_buffer": In(1),
                 "entry_index": In(self.index_width),
                 "entry_read": In(1),
@@ -422,6 +447,8 @@ class PassScheduler(wiring.Component):
             ]
         with m.If(write.en):
             m.d.sync += written.eq(written + 1)
+            with m.If(written == 0):
+                m.d.sync += self.first.eq(write.data)
         with m.If(advance):
             with m.If(keep):
                 m.d.sync += [started.eq(1), doubles.eq(0)]
@@ -506,8 +533,8 @@ class TileIssuer(wiring.Component):
         Start the layer.
     group : ``In(group_layout(spec))``, group_ready, group_buffer
         From the loader, once its passes are scheduled.
-    count, skipped
-        Of the group's schedule.
+    count, skipped, first
+        Of the group's schedule: entries, words left out, first entry.
     take : ``Out(1)``
         The group is taken; its first operation is issued in the next cycle.
     entry_buffer, entry_index, entry_read, entry
@@ -529,6 +556,7 @@ class TileIssuer(wiring.Component):
     group_buffer: Signal
     count: Signal
     skipped: Signal
+    first: "data.View[Any]"
     take: Signal
     entry_buffer: Signal
     entry_index: Signal
@@ -551,6 +579,7 @@ class TileIssuer(wiring.Component):
                 "group_buffer": In(1),
                 "count": In(range(passes + 1)),
                 "skipped": In(skipped_width(spec)),
+                "first": In(schedule_layout(spec)),
                 "take": Out(1),
                 "entry_buffer": Out(1),
                 "entry_index": Out((passes - 1).bit_length()),
@@ -566,7 +595,7 @@ class TileIssuer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         spec, derived, layer = self.spec, self.spec.derived, self.layer
-        operation, tile, entry = self.operation, self.tile, self.entry
+        operation, tile = self.operation, self.tile
         m = Module()
 
         active = Signal()
@@ -574,15 +603,17 @@ class TileIssuer(wiring.Component):
         buffer = Signal()
         count = Signal.like(self.count)
         skipped = Signal.like(self.skipped)
+        # The schedule goes round once for each row tile. Memory is slow: it has read the entry after the one in use.
+        entry = Signal(schedule_layout(spec))
         number = Signal(range(derived.passes_max + 1))  # of the entry
-        following = Signal.like(self.entry_index)  # the number after it
+        ahead = Signal(range(derived.passes_max + 1))  # the number that is to be read next
         extra = Signal(DOUBLES_WIDTH)  # operations without a word that have been issued
         index = Signal(derived.window_address_width + 1)  # words that have been issued
         list_address = Signal(derived.window_address_width)  # of the next word, unless it is the first
         drain_wait = Signal.like(self.group.drain_cycles)
 
         # Whether an operation is the first or the last of something is known in the cycle before, for what follows from
-        # it has to reach memories in the same cycle. An entry comes from memory, and brings it along for its first.
+        # it has to reach memories in the same cycle. An entry brings it along for its first.
         first_entry, only_entry, last_entry = Signal(), Signal(), Signal()
         first_extra, last_extra, extras_done = Signal(), Signal(), Signal()
         first_word, last_word = Signal(), Signal()
@@ -624,10 +655,9 @@ class TileIssuer(wiring.Component):
             tile.first.eq(first_tile),
             tile.last.eq(group.last & last_tile),
             self.take.eq(self.group_ready & (~active | (operation.valid & group_ends))),
-            # The entry in use stays in the memory's output register until the next one is read.
             self.entry_read.eq(self.take | (operation.valid & entry_ends)),
             self.entry_buffer.eq(Mux(self.take, self.group_buffer, buffer)),
-            self.entry_index.eq(Mux(self.take | tile_ends, 0, following)),
+            self.entry_index.eq(Mux(self.take, self.count != 1, ahead)),
         ]
 
         with m.If(waiting):
@@ -650,15 +680,15 @@ class TileIssuer(wiring.Component):
             with m.If(entry_ends):
                 self._begin_entry(m, extra, index, first_extra, first_word)
                 m.d.sync += [
+                    entry.eq(self.entry),
                     number.eq(number + 1),
-                    following.eq(following + 1),
+                    ahead.eq(Mux(ahead + 1 == count, 0, ahead + 1)),
                     first_entry.eq(0),
                     last_entry.eq(number + 2 == count),
                 ]
             with m.If(tile_ends):
                 m.d.sync += [
                     number.eq(0),
-                    following.eq(1),
                     first_entry.eq(1),
                     last_entry.eq(only_entry),
                     drain_wait.eq(group.drain_cycles - 1),
@@ -675,6 +705,8 @@ class TileIssuer(wiring.Component):
         with m.If(self.take):
             m.d.sync += [
                 active.eq(1),
+                entry.eq(self.first),
+                ahead.eq(Mux(self.count <= 2, 0, 2)),
                 group.eq(self.group),
                 buffer.eq(self.group_buffer),
                 count.eq(self.count),
@@ -686,7 +718,6 @@ class TileIssuer(wiring.Component):
             self._begin_entry(m, extra, index, first_extra, first_word)
             m.d.sync += [
                 number.eq(0),
-                following.eq(1),
                 first_entry.eq(1),
                 tile_number.eq(0),
                 last_tile.eq(layer.row_tiles == 1),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,10 @@ _COLLISIONS = "setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:TRANSPARENCY_MAS
 carry, which forwards it: other block RAMs need no logic that settles what such a read gives."""
 
 
+class TooLargeError(BitwrightError):
+    """A design takes more than a part has."""
+
+
 @dataclass(frozen=True)
 class Part:
     """An FPGA that nextpnr knows.
@@ -49,27 +53,45 @@ class Part:
     family
         Its fabric.
     device
-        Arguments of nextpnr that choose it and its package.
+        Arguments of nextpnr that choose it and its package; none if nextpnr does not know it.
+    memory_bits
+        Of all block RAMs.
     synthesis
         Arguments of the Yosys command for the family, beside its usual ones.
     fabric
         Form of the PEs that is best after routing.
+    resources
+        What a part has that nextpnr does not know, by the names of its data sheet.
     """
 
     name: str
     family: Family
     device: tuple[str, ...]
+    memory_bits: int
     synthesis: tuple[str, ...] = ()
     fabric: Fabric = "portable"
+    resources: Mapping[str, int] = field(default_factory=dict)
 
 
 PARTS = {
-    "hx8k": Part("iCE40 HX8K", "ice40", ("--hx8k", "--package", "ct256"), fabric="ice40"),
-    "up5k": Part("iCE40 UP5K", "ice40", ("--up5k", "--package", "sg48"), ("-device", "u", "-dsp", "-spram"), "ice40"),
+    "hx8k": Part("iCE40 HX8K", "ice40", ("--hx8k", "--package", "ct256"), 32 << 12, fabric="ice40"),
+    "up5k": Part(
+        "iCE40 UP5K", "ice40", ("--up5k", "--package", "sg48"), 30 << 12, ("-device", "u", "-dsp", "-spram"), "ice40"
+    ),
     # The ECP5 form of the PEs is smaller, but its many short carry chains are placed far apart.
-    "85k": Part("ECP5-85F", "ecp5", ("--85k", "--package", "CABGA381")),
+    "85k": Part("ECP5-85F", "ecp5", ("--85k", "--package", "CABGA381"), 208 * 18 << 10),
+    "um5g-85k": Part("ECP5UM5G-85F", "ecp5", ("--um5g-85k", "--package", "CABGA554"), 208 * 18 << 10),
+    # Xilinx DS180.
+    "xc7a35t": Part(
+        "Artix-7 35T",
+        "xilinx7",
+        (),
+        100 * 18 << 10,
+        fabric="xilinx7",
+        resources={"LUTs": 20_800, "flip-flops": 41_600, "block RAMs": 100, "multipliers": 90},
+    ),
 }
-"""Parts by nextpnr's name of the device."""
+"""Parts by nextpnr's name of the device, or their own."""
 
 LUTS_OF_CELLS = {
     "LUT6_2": 1,
@@ -333,28 +355,33 @@ def _constraints(netlist: Netlist, constraints: str) -> list[str]:
 
 
 def check_size(netlist: Netlist, part: Part, constraints: str = "") -> dict[str, tuple[int, int]]:
-    """Resources that a design takes, and those that the part has, by nextpnr's names.
+    """Resources that a design takes, and those that the part has, by nextpnr's names, or those of the part.
 
     Raises
     ------
+    TooLargeError
+        If the design is too large for the part.
     BitwrightError
-        If the design is too large for the part; if a tool is missing or fails.
+        If a tool is missing or fails.
     """
-    packed = _report(netlist, part, ("--pack-only", *_constraints(netlist, constraints)))["utilization"]
-    excess = {
-        name: resource
-        for name, resource in packed.items()
-        if name in _RESOURCES and resource["used"] > resource["available"]
-    }
+    if part.device:
+        packed = _report(netlist, part, ("--pack-only", *_constraints(netlist, constraints)))["utilization"]
+        sizes = {name: (resource["used"], resource["available"]) for name, resource in packed.items()}
+    else:
+        taken = utilization(netlist)
+        numbers = taken.luts, taken.flip_flops, taken.rams, taken.dsps
+        sizes = {name: (used, has) for used, (name, has) in zip(numbers, part.resources.items(), strict=True)}
+    titles = _RESOURCES | {name: name for name in part.resources}
+    excess = {name: size for name, size in sizes.items() if name in titles and size[0] > size[1]}
     if excess:
         # The scarcest resource says most.
-        name = max(excess, key=lambda name: excess[name]["used"] / (excess[name]["available"] or 1))
-        used, available = excess[name]["used"], excess[name]["available"]
-        raise BitwrightError(
-            f"The design needs {used} {_RESOURCES[name]}, but {part.name} has {available}: "
+        name = max(excess, key=lambda name: excess[name][0] / (excess[name][1] or 1))
+        used, available = excess[name]
+        raise TooLargeError(
+            f"The design needs {used} {titles[name]}, but {part.name} has {available}: "
             f"{used - available} too many; choose a smaller array or a larger part."
         )
-    return {name: (resource["used"], resource["available"]) for name, resource in packed.items()}
+    return sizes
 
 
 def version(tool: Tool) -> str:
