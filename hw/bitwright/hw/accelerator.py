@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -318,8 +318,11 @@ class Accelerator(wiring.Component):
             "busy": issued.valid,
             "stalls": issuer.stalled,
             "computed": popcount(m, active, "computed"),
-            "gated": popcount(m, valid & ~active & computes.replicate(spec.columns), "gated"),
-            "skipped": issuer.tile_skipped,
+            # What an array cannot do takes no counter.
+            "gated": Const(0)
+            if spec.zero_skip == "off"
+            else popcount(m, valid & ~active & computes.replicate(spec.columns), "gated"),
+            "skipped": issuer.tile_skipped if spec.zero_skip == "skip" else Const(0),
             "compares": drain.comparing,
             "writes": popcount(m, drain.write, "writes") + drain.write_raw,
             "loads": loader.loading,
