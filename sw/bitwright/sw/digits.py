@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec, Encoding, has_coefficients
-from bitwright.hw.plan import LayerShape, Plan, plan
+from bitwright.hw.plan import LayerShape, Plan
 from bitwright.sim.energy import estimate_plan, plan_activity
+from bitwright.sw.planning import plan_weights
 
 SIGNED_BITS: dict[Encoding, int] = {"unsigned": 1, "signed": 0, "bipolar": 1, "odd": 1, "ternary": 0}
 """Bits that the integers of an encoding take in two's complement, beyond its planes."""
@@ -55,6 +56,7 @@ def split_shape(shape: LayerShape, image_bits: int, digit_bits: int) -> LayerSha
         in_shape=(channels * digits, height, width),
         weight_encoding="signed",
         weight_bits=shape.weight_bits + SIGNED_BITS[shape.weight_encoding] + shift,
+        codebook=None,  # each integer becomes as many as there are digits
     )
 
 
@@ -90,7 +92,7 @@ def plan_image(
     Parameters
     ----------
     shapes, spec, batch
-        As in :func:`bitwright.hw.plan.plan`; the first shape reads codes.
+        As in :func:`bitwright.sw.planning.plan_weights`; the first shape reads codes.
     input_bits
         Bits of the image.
     digit_bits
@@ -105,7 +107,7 @@ def plan_image(
     if digit_bits < 1:
         raise BitwrightError(f"Digits of the image have {digit_bits} bits, expected at least 1.")
     if digit_bits >= input_bits or not shapes:
-        return plan(shapes, spec, input_bits=input_bits, batch=batch)
+        return plan_weights(shapes, spec, input_bits=input_bits, batch=batch)
     first = split_shape(shapes[0], input_bits, digit_bits)
     if first.weight_bits > spec.weight_planes_max:
         raise BitwrightError(
@@ -113,7 +115,7 @@ def plan_image(
             f"weights take {first.weight_bits} planes, this array has {spec.weight_planes_max} (weight_planes_max); "
             f"give weights or image fewer bits, or choose an array with activation_planes_max = {input_bits}."
         )
-    return plan([first, *shapes[1:]], spec, input_bits=digit_bits, batch=batch, image_bits=input_bits)
+    return plan_weights([first, *shapes[1:]], spec, input_bits=digit_bits, batch=batch, image_bits=input_bits)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def layer_shape(stage: Stage, in_shape: Shape, addend_shape: Shape | None) -> La
         if isinstance(activation, BasisActivation):
             table = activation.code_table()
             options["code_table"] = None if table == tuple(range(len(table))) else table
+    options["codebook"] = _codebook(stage, encoding, bits)
     shape = LayerShape(name=stage.name, in_shape=in_shape, weight_encoding=encoding, weight_bits=bits, **options)
     return shape if addend_shape is None else replace(shape, residual=_residual_shape(stage, shape, addend_shape))
 
@@ -114,6 +115,23 @@ def _weight_format(stage: Stage) -> tuple[Encoding, int]:
         encoding, bits = quantizer.encoding, quantizer.planes
     based = any(isinstance(each, BasisActivation) for each in (input_quantizer(stage), stage.addend_quantizer))
     return (basis_encoding(encoding) if based else encoding), bits
+
+
+def _codebook(stage: Stage, encoding: Encoding, planes: int) -> tuple[int, ...] | None:
+    """Integers that the weights are among, where their method numbers them; codes of a basis, where they are that."""
+    quantizer = stage.weight_quantizer
+    if quantizer is None:
+        return None
+    try:
+        codebook = quantizer.codebook()
+    except BitwrightError as error:
+        raise BitwrightError(f"Layer {stage.name!r}: {error}") from error
+    if codebook is None:
+        return None
+    integers = codebook.numpy()
+    if has_coefficients(encoding):
+        integers = _plane_codes(integers, quantizer.encoding, planes)
+    return tuple(sorted(integers.tolist()))
 
 
 def basis_encoding(encoding: Encoding) -> Encoding:
@@ -309,16 +327,20 @@ def _averaged(weights: _Weights, in_shape: Shape, windows: tuple[int, int]) -> _
 
 def _with_basis(weights: _Weights) -> _Weights:
     """Weights of a uniform encoding as codes, whose basis are the significances of the planes."""
-    integers, planes, encoding = weights.integers, weights.planes, weights.encoding
-    if encoding == "ternary":
-        codes = (integers > 0) + 2 * (integers < 0)
-    elif has_offset(encoding):
-        codes = (integers + (1 << planes) - 1) >> 1
-    else:
-        codes = integers & ((1 << planes) - 1)
+    planes, encoding = weights.planes, weights.encoding
+    codes = _plane_codes(weights.integers, encoding, planes)
     values = [-(1 << power) if negate else 1 << power for power, negate in weight_planes(encoding, planes)]
     basis = [[scale * value for value in values] for scale in weights.scales]
-    return _Weights(codes.astype(np.int64), basis_encoding(encoding), planes, [], basis)
+    return _Weights(codes, basis_encoding(encoding), planes, [], basis)
+
+
+def _plane_codes(integers: Ints, encoding: Encoding, planes: int) -> Ints:
+    """Codes whose bits are the planes of the integers of a uniform encoding."""
+    if encoding == "ternary":
+        return (integers > 0) + 2 * (integers < 0).astype(np.int64)
+    if has_offset(encoding):
+        return (integers + (1 << planes) - 1) >> 1
+    return integers & ((1 << planes) - 1)
 
 
 def _uniform_numbers(stage: Stage, shape: LayerShape, weights: _Weights, spec: ArraySpec) -> LayerNumbers:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.sw.quantizers.base import NEARLY_ZERO, StraightThrough, WeightCodes, largest_magnitude
+from bitwright.sw.quantizers.base import NEARLY_ZERO, StraightThrough, largest_magnitude
 from bitwright.sw.quantizers.filters import CodebookWeight
 from bitwright.sw.quantizers.registry import Method
 
@@ -114,16 +114,12 @@ class ClusteredWeight(CodebookWeight):
         integers, scale = self._rounded()
         return self._members(weight, integers), scale
 
-    def codes(self, weight: Tensor) -> WeightCodes:
-        """Integers of the clusters, after a check of the centroids."""
+    def codebook(self) -> Tensor:
+        """Give the integers that occur, after a check of the centroids."""
         if not self.centroids.isfinite().all():
             raise BitwrightError(
                 "A centroid is NaN or infinite, expected finite numbers; train with a lower learning rate."
             )
-        return super().codes(weight)
-
-    def codebook(self) -> Tensor:
-        """Give the integers that occur."""
         integers, _ = self._rounded()
         return self._members(self.indices, integers).long().unique()
 
