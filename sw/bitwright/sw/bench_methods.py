@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from bitwright.hw.errors import BitwrightError
+from bitwright.sim.energy import plan_activity
 from bitwright.sw import data, models
 from bitwright.sw.bench import ROOMY, fill_page, machine_line
 from bitwright.sw.config import Config, DataConfig
 from bitwright.sw.digits import input_costs
 from bitwright.sw.layers import Shape
 from bitwright.sw.lowering import layer_shapes
+from bitwright.sw.planning import plan_weights, stream_beats
 from bitwright.sw.quantize import Recipe, calibrate, quantize
 from bitwright.sw.quantizers import METHODS
 from bitwright.sw.training import CALIBRATION_IMAGES, Images, evaluate, load_model, train
@@ -144,7 +146,49 @@ def images() -> Iterator[str]:
             )
 
 
-TABLES: dict[str, Callable[[], Iterator[str]]] = {"starts": starts, "coefficients": coefficients, "images": images}
+CODEBOOKS: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("clustered", 2, {}),
+    ("clustered", 3, {}),
+    ("nf4", 4, {}),
+    ("nf4", 4, {"planes": 5}),
+    ("fp4", 4, {}),
+    ("fp4", 4, {"form": "e3m0"}),
+)
+"""Method of numbered weights, its bits and options."""
+
+STREAMING = dataclasses.replace(ROOMY, weight_depth=1 << 11, weight_stream=True)
+"""An array that streams the weights of CNV in."""
+
+
+def codebooks() -> Iterator[str]:
+    """What a decoder of codebooks saves: weights that stream in for a run, and cycles of the run."""
+    yield "| weights of cnv | option | planes | MB streamed in | as indices | share | cycles | cycles as indices |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|"
+    for name, bits, options in CODEBOOKS:
+        torch.manual_seed(0)
+        choice = Recipe(weights=name, weight_bits=bits, weight_options=options, activations="dorefa", activation_bits=2)
+        network = quantize(models.build("cnv", (3, 32, 32), 10), choice)
+        shapes = layer_shapes(network, (3, 32, 32))
+        plain, coded = (
+            plan_weights(shapes, dataclasses.replace(STREAMING, codebook_bits=codebook_bits), input_bits=8)
+            for codebook_bits in (0, 4)
+        )
+        beats = stream_beats(plain), stream_beats(coded)
+        cycles = plan_activity(plain).cycles, plan_activity(coded).cycles
+        option = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in options.items())
+        megabytes = [f"{4e-6 * each:.2f}" for each in beats]
+        yield (
+            f"| `{name}`, {bits} bits | {option} | {shapes[0].weight_bits} | {megabytes[0]} | {megabytes[1]} | "
+            f"{100 * beats[1] / beats[0]:.0f} % | {cycles[0]:,} | {cycles[1]:,} |"
+        )
+
+
+TABLES: dict[str, Callable[[], Iterator[str]]] = {
+    "starts": starts,
+    "coefficients": coefficients,
+    "codebooks": codebooks,
+    "images": images,
+}
 
 
 def main() -> int:
