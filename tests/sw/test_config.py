@@ -18,7 +18,12 @@ def test_defaults_are_filled_in():
 
 
 @pytest.mark.parametrize(
-    "text", [BASE, BASE + QUANTIZE + 'weight_bits = 2\n[quantize.layers."conv*"]\nweight_bits = 8']
+    "text",
+    [
+        BASE,
+        BASE + 'schedule = "milestones"\nmilestones = [1, 2]\ndecay = 0.2',
+        BASE + QUANTIZE + 'weight_bits = 2\n[quantize.layers."conv*"]\nweight_bits = 8',
+    ],
 )
 def test_a_dumped_configuration_reads_back_equal(text):
     config = parse_config(text)
@@ -62,6 +67,35 @@ def test_recipes_are_valid(path):
             BASE + "[search]\nmin_bits = 5\nmax_bits = 4",
             "[search] has min_bits 5 above max_bits 4; lower min_bits.",
         ),
+        (
+            BASE + 'schedule = "milestones"\nmilestones = [2, 1]',
+            "[train] has milestones [2, 1], expected rising epochs, each once; put them in order.",
+        ),
+        (
+            BASE + 'schedule = "milestones"\nmilestones = [1, 1]',
+            "[train] has milestones [1, 1], expected rising epochs, each once; put them in order.",
+        ),
+        (
+            BASE + 'schedule = "milestones"\nmilestones = [1, 3]',
+            "[train] has milestones [1, 3], expected epochs before the last, 3; remove what lies beyond.",
+        ),
+        (
+            BASE + 'schedule = "step"\nmilestones = [1]',
+            '[train] has milestones [1] and the schedule "step"; set schedule to "milestones".',
+        ),
+        (
+            BASE + "milestones = [1]",
+            '[train] has milestones [1] and the schedule "cosine"; set schedule to "milestones".',
+        ),
+        (
+            BASE + 'schedule = "milestones"',
+            '[train] has the schedule "milestones" and none of them; add milestones, such as [80, 120].',
+        ),
+        (BASE + "milestones = [0]", "train.milestones.0 is 0, expected a list of epochs, rising; correct it."),
+        (BASE + "milestones = [1.5]", "train.milestones.0 is 1.5, expected a list of epochs, rising; correct it."),
+        (BASE + "milestones = 5", "train.milestones is 5, expected a list of epochs, rising; correct it."),
+        (BASE + "decay = 0.0", "train.decay is 0.0, expected a number above 0, at most 1; correct it."),
+        (BASE + "milestone = [1]", "'train.milestone' is not a key of [train]; did you mean 'milestones'?"),
         ("data = 3", "data is 3, expected a table; correct it."),
     ],
 )

@@ -46,3 +46,10 @@ def test_a_recipe_has_the_bits_of_its_name(path):
     assert {(row["weight_bits"], row["input_bits"]) for row in weighted} == {(weight_bits, activation_bits)}
     assert first["input_bits"] == 8
     assert last["input_bits"] == activation_bits
+
+
+@pytest.mark.parametrize(("network", "milestones"), [("vgg_small", [80, 160, 300]), ("resnet20", [82, 123])])
+@pytest.mark.parametrize("method", ["lqnets", "dorefa"])
+def test_rates_of_large_networks_fall_at_milestones(network, milestones, method):
+    config = load_config(RECIPES[0].parent / f"cifar10-{network}-{method}-w2a2.toml").train
+    assert (config.schedule, config.milestones, config.decay) == ("milestones", milestones, 0.1)

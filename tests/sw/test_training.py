@@ -6,6 +6,8 @@ import time
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from bitwright.hw.errors import BitwrightError
@@ -61,10 +63,13 @@ def test_a_run_rebuilds_its_network(tmp_path, digits):
     assert stages(load_model(tmp_path, "last"))[0].source.bits == 4  # pyright: ignore[reportOptionalMemberAccess]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_resuming_gives_the_same_bits(tmp_path, monkeypatch, optimizer):
+@pytest.mark.parametrize(
+    "options",
+    ['optimizer = "adam"', 'optimizer = "sgd"', 'optimizer = "sgd"\nschedule = "milestones"\nmilestones = [1, 2]'],
+)
+def test_resuming_gives_the_same_bits(tmp_path, monkeypatch, options):
     """Ctrl-C in the third epoch; the rest of the training then ends as if there had been none."""
-    config = parse_config(TEXT + f'optimizer = "{optimizer}"\n' + QUANTIZE)
+    config = parse_config(TEXT + f"{options}\n" + QUANTIZE)
     train(config, tmp_path / "whole", progress=False)
     descend, steps = training.descend, 0
 
@@ -192,5 +197,24 @@ def test_augmentation_moves_and_mirrors():
 )
 def test_learning_rate_schedules(schedule, expected):
     text = f'epochs = 2\nschedule = "{schedule}"\nstep_epochs = 1\nstep_factor = 0.5\nlearning_rate = 1.0'
-    settings = parse_config(TEXT.split("epochs")[0] + text).train
-    assert [learning_rate(settings, step, 2) for step in range(4)] == pytest.approx(expected)
+    config = parse_config(TEXT.split("epochs")[0] + text).train
+    assert [learning_rate(config, step, 2) for step in range(4)] == pytest.approx(expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    milestones=st.lists(st.integers(1, 19), min_size=1, max_size=5, unique=True).map(sorted),
+    decay=st.sampled_from([0.1, 0.5, 1.0]),
+    steps=st.integers(1, 3),
+)
+def test_milestones_are_those_of_pytorch(milestones, decay, steps):
+    """In every step of every epoch the rate of PyTorch's scheduler, which steps once an epoch."""
+    options = f'epochs = 20\nschedule = "milestones"\nmilestones = {milestones}\ndecay = {decay}\nlearning_rate = 0.02'
+    config = parse_config(TEXT.split("epochs")[0] + options).train
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.02)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, decay)
+    for epoch in range(20):
+        expected = [optimizer.param_groups[0]["lr"]] * steps
+        assert [learning_rate(config, epoch * steps + step, steps) for step in range(steps)] == pytest.approx(expected)
+        optimizer.step()
+        scheduler.step()

@@ -142,7 +142,10 @@ class TrainConfig(_Section):
         Passes of the training images; with stochastic quantization, of each stage.
     schedule
         Learning rate over time: ``cosine`` falls to zero at the end, ``step`` is multiplied by ``step_factor`` after
-        every ``step_epochs``, ``constant`` stays.
+        every ``step_epochs``, ``milestones`` is multiplied by ``decay`` at each of ``milestones``, ``constant`` stays.
+    milestones
+        Numbers of complete epochs, rising and below ``epochs``, after which ``decay`` applies once more; with
+        stochastic quantization, in each stage. Required by this schedule, refused with others.
     momentum
         Of ``sgd``.
     device
@@ -159,15 +162,32 @@ class TrainConfig(_Section):
     learning_rate: Positive = 1e-3
     momentum: Share = 0.9
     weight_decay: NotNegative = 0.0
-    schedule: Annotated[Literal["cosine", "step", "constant"], Field(description='"cosine", "step" or "constant"')] = (
-        "cosine"
-    )
+    schedule: Annotated[
+        Literal["cosine", "step", "milestones", "constant"],
+        Field(description='"cosine", "step", "milestones" or "constant"'),
+    ] = "cosine"
     step_epochs: Count = 10
-    step_factor: Annotated[float, Field(gt=0, le=1, description="a number above 0, at most 1")] = 0.1
+    step_factor: Ratio = 0.1
+    milestones: Annotated[list[Count], Field(description="a list of epochs, rising")] = []
+    decay: Ratio = 0.1
     seed: Annotated[int, Field(ge=0, lt=2**32, description="an integer from 0 to 2^32 - 1")] = 0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description='"auto", "cpu" or "cuda"')] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024, description="an integer from 1 to 1024")] | None = None
     init: Text | None = None
+
+    @model_validator(mode="after")
+    def _milestones_fit(self) -> "TrainConfig":
+        found = f"has milestones {self.milestones}"
+        if self.schedule != "milestones":
+            if self.milestones:
+                raise ValueError(f'{found} and the schedule "{self.schedule}"; set schedule to "milestones".')
+        elif not self.milestones:
+            raise ValueError('has the schedule "milestones" and none of them; add milestones, such as [80, 120].')
+        elif sorted({*self.milestones}) != self.milestones:
+            raise ValueError(f"{found}, expected rising epochs, each once; put them in order.")
+        elif self.milestones[-1] >= self.epochs:
+            raise ValueError(f"{found}, expected epochs before the last, {self.epochs}; remove what lies beyond.")
+        return self
 
 
 class SearchConfig(_Section):

@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -287,6 +288,8 @@ def learning_rate(settings: TrainConfig, step: int, steps: int) -> float:
         return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / (settings.epochs * steps)))
     if settings.schedule == "step":
         return settings.learning_rate * settings.step_factor ** (step // steps // settings.step_epochs)
+    if settings.schedule == "milestones":
+        return settings.learning_rate * settings.decay ** bisect_right(settings.milestones, step // steps)
     return settings.learning_rate
 
 
