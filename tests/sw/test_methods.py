@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
@@ -210,7 +212,7 @@ def test_layers_of_zeros_lower_to_a_network_that_is_equal(name):
 
 
 @every_activation
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.37, -2.0, 1e15])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.37, -2.0, 1e15, 1e-30, 1e30])
 def test_constant_activations(name, value):
     method = METHODS[name]
     quantizer = method.replace_activation(nn.ReLU(), few(method.activation_bits)).train()
@@ -224,6 +226,34 @@ def test_constant_activations(name, value):
         assert len(values.unique()) == 1
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()
+
+
+@every_activation
+@given(
+    exponents=st.lists(st.integers(-30, 30), min_size=2, max_size=3),
+    seed=st.integers(0, 99),
+    bits=st.sampled_from(["few", "most"]),
+    fitted=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_activations_of_extreme_sizes_side_by_side(name, exponents, seed, bits, fitted):
+    """Channels of 1e-30 to 1e30: nothing overflows in calibration, nor in steps of training."""
+    method = METHODS[name]
+    offered = method.activation_bits
+    quantizer = method.replace_activation(nn.ReLU(), few(offered) if bits == "few" else offered[-1]).train()
+    x = torch.randn(4, len(exponents), 3, 3, generator=torch.Generator().manual_seed(seed))
+    x *= 10.0 ** torch.tensor(exponents)[:, None, None]
+    if fitted:
+        quantizer.fit(x)
+    for _ in range(3):
+        leaf = x.clone().requires_grad_()
+        values = quantizer(leaf)
+        values.sum().backward()
+        assert values.isfinite().all()
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+    assert quantizer.eval()(x).isfinite().all()
 
 
 @every

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.sw.quantizers.base import WeightQuantizer
+from bitwright.sw.quantizers.base import WeightQuantizer, power_of_two_above
 from bitwright.sw.quantizers.basis import BasisCodes, BasisEncoding, Levels, channel_sums, expect_finite, fit_basis
 from bitwright.sw.quantizers.lqnets import FITTING_STEPS, LQNetsActivation
 from bitwright.sw.quantizers.registry import Method
@@ -99,7 +99,9 @@ class DirectActivation(LQNetsActivation):
     def importance(self, numbers: Tensor) -> Tensor:
         """Give the reciprocal of each channel's variance, relative to the greatest."""
         count = numbers.shape[0] * numbers.shape[2]
-        variances = channel_sums(numbers.square()) / count - (channel_sums(numbers) / count).square()
+        unit = power_of_two_above(numbers.max())  # squares of what it divides do not overflow
+        squares = channel_sums((numbers / unit).square_()) * unit.double().square()
+        variances = squares / count - (channel_sums(numbers) / count).square()
         reciprocals = 1 / (variances.clamp_min(0) + LEAST_VARIANCE)
         return reciprocals / reciprocals.max()
 

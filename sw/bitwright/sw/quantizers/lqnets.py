@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.hw.errors import BitwrightError
-from bitwright.sw.quantizers.base import Boundary, Quantizer, StraightThrough, WeightQuantizer
+from bitwright.sw.quantizers.base import (
+    Boundary,
+    Quantizer,
+    StraightThrough,
+    WeightQuantizer,
+    power_of_two_above,
+)
 from bitwright.sw.quantizers.basis import (
     BasisActivation,
     BasisCodes,
@@ -169,7 +175,9 @@ class LQNetsActivation(MovingBasis, BasisActivation):
         positive = values[:: min(step, len(values))].relu()
         if not positive.any():
             return
-        deviation = (2 * positive.square().mean()).sqrt()  # that of a normal distribution with the same positive half
+        unit = power_of_two_above(positive.max())  # squares of what it divides do not overflow
+        # That of a normal distribution with the same positive half.
+        deviation = (2 * (positive / unit).square().mean()).sqrt() * unit
         least = 2 * QUARTILE / ((1 << self.bits) - 1)
         self.coefficients = deviation.to(self.coefficients) * _powers_of_two(least, self.coefficients, self.bits)
         numbers = _channels(positive)
