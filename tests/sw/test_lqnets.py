@@ -149,6 +149,20 @@ def test_bases_of_any_sign_and_order(bits, basis, seed):
                 np.testing.assert_allclose(best[channel], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(7, 3, 5), (1, 4, 9), (5, 2, 1)])
+@pytest.mark.parametrize("bases", [1, None])
+def test_blocks_of_numbers_do_not_change_a_bit(shape, bases, monkeypatch):
+    numbers = normal(*shape, dtype=torch.float32)
+    basis = normal(bases or shape[1], 3, seed=1, dtype=torch.float32).abs()
+    whole, moments = Levels.of(basis, "basis").nearest(numbers)
+    for cached in (0, 11, 31, 60):
+        monkeypatch.setattr("bitwright.sw.quantizers.basis.CACHED_NUMBERS", cached)
+        found, others = Levels.of(basis, "basis").nearest(numbers)
+        assert torch.equal(found, whole)
+        assert torch.equal(others.counts, moments.counts)
+        assert torch.equal(others.sums, moments.sums)
+
+
 # Numbers that need no data --------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
+from torch.utils import deterministic
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec, has_coefficients
@@ -457,3 +458,24 @@ def test_lenet_learns_the_digits_with_few_bits(name, enlarged):
     model = quantize(model, recipe_of(name))
     constrain_weights(model)
     assert learn(model, enlarged, 5) > 0.9
+
+
+@every
+@pytest.mark.parametrize("options", [{}, {"stochastic": {"granularity": "element"}, "gradient_bits": 4}])
+def test_training_does_not_read_memory_that_was_not_written(name, options, monkeypatch):
+    """With new memory full of NaN, as PyTorch fills it where it is asked to, the same bits come out."""
+    monkeypatch.setattr(deterministic, "fill_uninitialized_memory", True)
+    results = []
+    for filled in (True, False):
+        network = quantize(convolutions(), recipe_of(name, **options)).train()
+        optimizer = torch.optim.Adam(network.parameters(), 0.01)
+        torch.use_deterministic_algorithms(filled)
+        for seed in range(3):
+            optimizer.zero_grad()
+            torch.manual_seed(seed)
+            functional.cross_entropy(network(torch.from_numpy(pixels(4, seed)).float()), torch.arange(4)).backward()
+            optimizer.step()
+            constrain_weights(network)
+        torch.use_deterministic_algorithms(False)
+        results.append(network.state_dict())
+    assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())

@@ -3,12 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils import deterministic
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.sw import training
@@ -170,6 +172,21 @@ def test_gpu_is_refused_where_there_is_none():
         pytest.skip("a GPU is here")
     with pytest.raises(BitwrightError, match="PyTorch finds no GPU"):
         training.pick_device("cuda")
+
+
+def test_settings_of_pytorch_come_back_after_training():
+    def settings_now():
+        memory: Any = deterministic
+        return (
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            memory.fill_uninitialized_memory,
+        )
+
+    before = settings_now()
+    with training.repeatable(before[0] + 1):
+        assert settings_now() == (before[0] + 1, True, False)
+    assert settings_now() == before
 
 
 def test_augmentation_moves_and_mirrors():

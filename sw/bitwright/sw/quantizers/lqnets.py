@@ -203,10 +203,9 @@ class _Clipped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Give the gradient, masked; a quotient rounds to 1 only if it is."""
+        """Give the gradient, masked."""
         x, greatest = ctx.saved_tensors
-        ratio = x / greatest.clamp_min(torch.finfo(x.dtype).tiny)
-        return torch.ops.aten.hardtanh_backward(gradients[0], ratio, 0.0, 1.0), None, None
+        return torch.ops.aten.hardtanh_backward(gradients[0], x, 0.0, greatest.item()), None, None
 
 
 def _rows(weight: Tensor) -> Tensor:
