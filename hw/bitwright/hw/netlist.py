@@ -19,11 +19,16 @@ NetlistFamily = Literal["ice40", "ecp5"]
 _OWN_MODELS = {"DP16KD": "dp16kd.v"}
 """Cells without a model in Yosys, and files beside this one that have one."""
 
+_WITHOUT_MODEL: dict[NetlistFamily, tuple[str, ...]] = {"ice40": (), "ecp5": ("-nodsp",)}
+"""Options of synthesis that avoid cells that have no model: ECP5's multipliers."""
+
 _UNDEFINED_SEED = 1
 
 
 def accelerator_netlist(spec: ArraySpec, family: NetlistFamily, cache: Path) -> str:
     """Verilog of the synthesized accelerator with the host bus: the ports of the one that is not synthesized.
+
+    For ``ecp5``, the multipliers of arrays with coefficients are made of LUTs: there is no model of the cell for them.
 
     Parameters
     ----------
@@ -39,7 +44,8 @@ def accelerator_netlist(spec: ArraySpec, family: NetlistFamily, cache: Path) -> 
     BitwrightError
         If Yosys is missing or fails.
     """
-    return netlist_verilog(synthesize(design_text(Accelerator(spec, family)), family, cache), TOP)
+    netlist = synthesize(design_text(Accelerator(spec, family)), family, cache, _WITHOUT_MODEL[family])
+    return netlist_verilog(netlist, TOP)
 
 
 def netlist_verilog(netlist: Netlist, module: str) -> str:
