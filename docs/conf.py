@@ -9,7 +9,9 @@ from pathlib import Path
 from sphinx.pycode import ModuleAnalyzer
 
 from bitwright.hw import framing, isa, packets, verilog
+from bitwright.hw.boards import BOARDS
 from bitwright.hw.sequencer import PASS
+from bitwright.hw.synthesis import PARTS
 from bitwright.sim import timeline
 from bitwright.sim.energy import load_table, table_names
 from bitwright.sim.trace import EVENTS_MAX
@@ -166,6 +168,18 @@ def link():
     return "\n".join(parts)
 
 
+def boards():
+    """What Bitwright builds for by name."""
+    rows = []
+    for name, board in BOARDS.items():
+        spec, part = board.array, PARTS[board.part]
+        array = f"{spec.rows} × {spec.columns} × {spec.lanes}"
+        tools = "Yosys, nextpnr" if board.open else "the vendor's"
+        rows.append((f"`{name}`", board.title, part.name, array, board.oscillator_mhz, board.clock_mhz, tools))
+    heads = ("`--board`", "board", "FPGA", "its array", "oscillator, MHz", "clock, MHz", "tools")
+    return table(heads, rows)
+
+
 def energy_tables():
     """Every constant of every energy table."""
     parts = []
@@ -192,6 +206,7 @@ GENERATED = {
     "errors": errors,
     "latencies": latencies,
     "link": link,
+    "boards": boards,
     "energy-tables": energy_tables,
     "pass": passes,
     "account": account,

@@ -129,7 +129,9 @@ def search(run: RunFolder, data: Data = None, as_json: Json = False) -> None:
 def compile_command(
     run: RunFolder,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="NET.BW", help="Program to write.")],
-    array: Annotated[str | None, typer.Option(help="Array: a preset or a TOML file; default: that of the run.")] = None,
+    array: Annotated[
+        str | None, typer.Option(help="Array: a preset, a board or a TOML file; default: that of the run.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Images of one execution; default: the fastest that fits.")] = None,
     bits: Annotated[int | None, typer.Option(help="The same bits everywhere instead of the searched ones.")] = None,
     data: Data = None,
@@ -190,7 +192,7 @@ def compile_command(
 @app.command(epilog="Example: bitwright verilog --array demo -o verilog/")
 def verilog(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write.")],
-    array: Annotated[str, typer.Option(help="Array: a preset or a TOML file.")] = "demo",
+    array: Annotated[str, typer.Option(help="Array: a preset, a board or a TOML file.")] = "demo",
     bus: Annotated[Bus, typer.Option(help="Its ports: a simple bus of its own, AXI4, or Wishbone B4.")] = Bus.host,
     as_json: Json = False,
 ) -> None:
@@ -333,7 +335,9 @@ def build(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the bitstream, or for the vendor's tools.")
     ],
-    array: Annotated[str | None, typer.Option(help="Array: a preset or a TOML file; default: the board's own.")] = None,
+    array: Annotated[
+        str | None, typer.Option(help="Array: a preset, a board or a TOML file; default: the board's own.")
+    ] = None,
     fit: Annotated[bool, typer.Option("--fit", help="Take the largest preset that fits.")] = False,
     clock: Annotated[float | None, typer.Option(help="Clock of the machine, MHz; default: the board's own.")] = None,
     size_only: Annotated[bool, typer.Option("--size-only", help="Only tell what the board would take.")] = False,
@@ -461,10 +465,13 @@ def doctor(as_json: Json = False) -> None:
 
 
 def load_array(name: str) -> "ArraySpec":
-    """Array of a preset's name, or of a TOML file of its parameters, by themselves or as a table ``[array]``."""
+    """Array of a preset, of a board, or of a TOML file of its parameters, by themselves or as a table ``[array]``."""
+    from bitwright.hw.boards import BOARDS
     from bitwright.hw.isa import PRESETS, ArraySpec, preset
 
     path = Path(name)
+    if name in BOARDS:
+        return BOARDS[name].array
     if name in PRESETS or not path.exists():
         return preset(name)
     try:
