@@ -222,9 +222,7 @@ _ICEBREAKER_ARRAY = replace(
     accumulator_width=14,
     activation_depth=128,
     window_depth=32,
-    weight_depth=128,
     threshold_depth=128,
-    descriptor_depth=128,
     result_depth=64,
     row_tiles_max=8,
 )
