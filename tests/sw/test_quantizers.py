@@ -10,7 +10,7 @@ from torch import nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.sw.quantizers import METHODS, ImageInput, WeightQuantizer, method
-from bitwright.sw.quantizers.base import covering_exponent, glorot, power_of_two_above
+from bitwright.sw.quantizers.base import closest_exponent, covering_exponent, glorot, power_of_two_above
 from bitwright.sw.quantizers.binaryconnect import BinaryConnectWeight
 from bitwright.sw.quantizers.bwn import BWNWeight
 from bitwright.sw.quantizers.dorefa import DoReFaActivation, DoReFaWeight
@@ -478,6 +478,43 @@ def test_power_of_two_above(value, dtype):
     power = power_of_two_above(x).item()
     assert math.frexp(power)[0] == 0.5
     assert power / 2 < x.item() <= power
+
+
+@given(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=12), st.integers(2, 5), st.sampled_from([-1, 0]))
+def test_closest_exponent_has_the_least_error(values, bits, lowest):
+    def error(exponent):
+        grid = [2.0 ** (exponent - bits + 1) * n for n in range(lowest << (bits - 1), 1 << (bits - 1))]
+        return sum(min((value - level) ** 2 for level in grid) for value in values)
+
+    found = closest_exponent(torch.tensor(values, dtype=torch.float64), bits, lowest)
+    greatest = covering_exponent(torch.tensor(values, dtype=torch.float64).abs())
+    assert greatest - 8 < found <= greatest
+    assert error(found) == pytest.approx(min(error(greatest - below) for below in range(8)), rel=1e-9, abs=1e-12)
+
+
+def test_closest_grids_clip_what_would_round_the_rest_to_zero():
+    """One weight of 1 and many of 0.1: all but the one are zero on the covering grid, and near 0.125 on the closest."""
+    weight = torch.cat([torch.tensor([1.0]), torch.tensor([0.1, -0.1]).repeat(200)])[None]
+    covering, closest = FPNNWeight(2), FPNNWeight(2, range="closest")
+    for quantizer in (covering, closest):
+        quantizer.fit(weight)
+    assert covering(weight).count_nonzero() == 1
+    assert closest(weight).unique().tolist() == [-0.125, 0.125]
+    relu = FixedReLU(2, range="closest")
+    relu.fit(weight)
+    assert relu(weight).unique().tolist() == [0.0, 0.125]
+    fresh = FPNNWeight(2, range="closest")
+    fresh.load_state_dict(closest.state_dict())
+    assert torch.equal(fresh(weight), closest(weight))
+    trained = QNNWeight(2)
+    trained.fit(weight)
+    assert trained.limit() == 1
+    trained.calibrate(weight)
+    assert trained.limit() == 0.25
+    for kept in (QNNWeight(2, limit="one"), QNNWeight(1)):
+        kept.fit(weight)
+        kept.calibrate(weight)
+        assert kept.limit() == 1
 
 
 def test_covering_exponent():

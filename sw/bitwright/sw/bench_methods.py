@@ -39,10 +39,16 @@ MULTIPLYING = dataclasses.replace(ROOMY, accumulator_width=30, coefficient_bits=
 """An array with coefficients of any width, and the widest accumulators."""
 
 
-def trained(weights: str | None, seed: int = SEEDS[0], epochs: int = EPOCHS, from_float: bool = False) -> Path:
+def trained(
+    weights: str | None,
+    seed: int = SEEDS[0],
+    epochs: int = EPOCHS,
+    from_float: bool = False,
+    options: dict[str, Any] | None = None,
+) -> Path:
     """Run directory of a network for the digits, of two-bit weights and activations; in float without a method.
 
-    Activations are those of the method, or of DoReFa if it has none.
+    Activations are those of the method, or of DoReFa if it has none. ``options`` are further keys of ``[quantize]``.
     """
     settings: dict[str, Any] = {"epochs": epochs, "learning_rate": 5e-3, "seed": seed, "threads": 1}
     sections: dict[str, Any] = {"data": {"name": "digits"}, "model": {"name": "digits_cnn"}, "train": settings}
@@ -50,10 +56,12 @@ def trained(weights: str | None, seed: int = SEEDS[0], epochs: int = EPOCHS, fro
     if weights is not None:
         activations = weights if METHODS[weights].activations else "dorefa"
         bits = {"weight_bits": 2, "activation_bits": 2}
-        sections["quantize"] = {"weights": weights, "activations": activations} | bits
+        sections["quantize"] = {"weights": weights, "activations": activations} | bits | (options or {})
     if from_float:
         settings["init"] = str(trained(None, seed, epochs))
         name += "-from-float"
+    if options:
+        name += "-" + "-".join(f"{value}" for each in options.values() for value in each.values())
     folder = ROOT / name
     train(Config.model_validate(sections), folder)
     return folder
@@ -62,6 +70,10 @@ def trained(weights: str | None, seed: int = SEEDS[0], epochs: int = EPOCHS, fro
 def accuracy(folder: Path) -> float:
     """Test accuracy in percent, of the epoch that was best on the validation images."""
     return 100 * json.loads((folder / "manifest.json").read_text())["training"]["test_accuracy"]
+
+
+CLOSEST: dict[str, Any] = {"weight_options": {"range": "closest"}, "activation_options": {"range": "closest"}}
+"""Options of fixed point."""
 
 
 def starts() -> Iterator[str]:
@@ -78,13 +90,20 @@ def starts() -> Iterator[str]:
             )
             label = name if method.activations else f"{name}, dorefa"
             yield f"| {label}, W2/A2 | {' | '.join(map(_mean, columns))} |"
+        if name == "fpnn":
+            columns = (
+                (accuracy(trained(name, seed, options=CLOSEST)) for seed in SEEDS),
+                (calibrated(name, seed, CLOSEST) for seed in SEEDS),
+                (accuracy(trained(name, seed, from_float=True, options=CLOSEST)) for seed in SEEDS),
+            )
+            yield f'| fpnn, `range = "closest"`, W2/A2 | {" | ".join(map(_mean, columns))} |'
 
 
-def calibrated(name: str, seed: int) -> float:
+def calibrated(name: str, seed: int, options: dict[str, Any] | None = None) -> float:
     """Test accuracy in percent of the float network, quantized by a method and calibrated."""
     images = Images.load(DataConfig(name="digits"))
     activations = name if METHODS[name].activations else "dorefa"
-    recipe = Recipe(weights=name, weight_bits=2, activations=activations, activation_bits=2)
+    recipe = Recipe(weights=name, weight_bits=2, activations=activations, activation_bits=2, **(options or {}))
     network = quantize(load_model(trained(None, seed)), recipe)
     calibrate(network, images.train_pixels[:CALIBRATION_IMAGES])
     return 100 * evaluate(network, images.test_pixels, images.test_labels)

@@ -22,6 +22,9 @@ from bitwright.hw.isa import Encoding
 NEARLY_ZERO = 2.0**-60
 """Tensors with no magnitude above this count as all zero: a scale that follows them would underflow."""
 
+CLOSEST_RANGE = 8
+"""How many powers of two :func:`closest_exponent` tries."""
+
 CODEBOOK_MAX = 16
 """Most entries of a codebook that :class:`WeightCodes` carries: as many as four index planes number."""
 
@@ -418,3 +421,28 @@ def covering_exponent(magnitudes: Tensor, share: float = 1.0) -> int:
     candidates, counts = exponents.unique(return_counts=True)
     covered = (counts.cumsum(0).double() / len(exponents)).tolist()
     return int(candidates[bisect_left(covered, share)])
+
+
+def closest_exponent(values: Tensor, bits: int, lowest: int = -1) -> int:
+    """Give the ``e`` whose grid has the least squared error, among the covering one and those below it.
+
+    With few bits that is well below the covering one: the grid clips a few large values, and does not round the others
+    to zero.
+
+    Parameters
+    ----------
+    values
+        Finite numbers.
+    bits
+        Of the grid ``lowest * 2**e, ..., 2**e - step`` of step ``2**(e - bits + 1)``.
+    lowest
+        -1, or 0 for the half that is not negative.
+    """
+    greatest, half = covering_exponent(values.abs()), 1 << (bits - 1)
+
+    def error(exponent: int) -> float:
+        step = 2.0 ** (exponent - bits + 1)
+        rounded = (values / step).round_().clamp_(lowest * half, half - 1).mul_(step)
+        return float(rounded.sub_(values).double().square().sum())
+
+    return min(range(greatest, greatest - CLOSEST_RANGE, -1), key=error)

@@ -6,6 +6,9 @@ A float network is quantized as it is; fine-tuning is possible. With Q bits the 
 
 Both rescalings of the paper are here, by the option ``scale``: ``layer`` (dynamic fixed point, the default) gives each
 layer its own power of two, ``network`` one to all weights, and one to all activations.
+
+The option ``range`` says which power of two: ``covering`` (published) leaves nothing, or next to nothing, out of range;
+``closest`` is that of the least squared error, which with two or three bits lies below.
 """
 
 from fractions import Fraction
@@ -20,6 +23,7 @@ from bitwright.sw.quantizers.base import (
     Boundary,
     PowerOfTwoScale,
     WeightQuantizer,
+    closest_exponent,
     covering_exponent,
     largest_magnitude,
     mask,
@@ -29,6 +33,7 @@ from bitwright.sw.quantizers.base import (
 from bitwright.sw.quantizers.registry import Method
 
 SCALES = "layer", "network"
+RANGES = "covering", "closest"
 
 COVERED_SHARE = 0.999
 """Share of a layer's activations, zeros aside, that calibration keeps in range."""
@@ -47,8 +52,8 @@ def fixed_point(weight: Tensor, bits: int, bound: Tensor) -> tuple[Tensor, Tenso
 class FPNNWeight(WeightQuantizer):
     """Weights of FPNN: the scale is the smallest power of two that is not below the largest magnitude.
 
-    That of the layer follows the weights during fine-tuning, so that all are in range; that of the network is set when
-    the network is quantized. The gradient passes unchanged.
+    That of the layer follows the weights during fine-tuning, so that all are in range; that of the network, and the
+    closest one, are set when the network is quantized. The gradient passes unchanged.
 
     Parameters
     ----------
@@ -56,23 +61,31 @@ class FPNNWeight(WeightQuantizer):
         2 to 8.
     scale
         ``layer``, or ``network`` for the largest magnitude of all layers.
+    range
+        ``covering``, or ``closest`` for the power of two with the least squared error.
     """
 
     BITS = range(2, 9)
 
-    def __init__(self, bits: int, *, scale: str = "layer") -> None:
+    def __init__(self, bits: int, *, scale: str = "layer", range: str = "covering") -> None:  # noqa: A002 (an option)
         super().__init__(bits)
         self.network_wide = one_of("scale", scale, SCALES) == "network"
+        self.closest = one_of("range", range, RANGES) == "closest"
         self.exponent = 0
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the scale is set by :meth:`fit` and does not follow the weights."""
+        return self.network_wide or self.closest
 
     def get_extra_state(self) -> Tensor:
         """Give the bits, and the exponent of a scale that does not follow the weights."""
-        return torch.tensor([self.bits, self.exponent] if self.network_wide else [self.bits])
+        return torch.tensor([self.bits, self.exponent] if self.fixed else [self.bits])
 
     def set_extra_state(self, state: Any) -> None:
         """Check the bits, take the exponent."""
         super().set_extra_state(state)
-        if self.network_wide:
+        if self.fixed:
             self.exponent = int(state[1])
 
     @property
@@ -83,14 +96,12 @@ class FPNNWeight(WeightQuantizer):
     def quantized(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Round to the grid."""
         fixed = weight.new_full((), 2.0**self.exponent)
-        return fixed_point(
-            weight, self.bits, fixed if self.network_wide else power_of_two_above(largest_magnitude(weight))
-        )
+        return fixed_point(weight, self.bits, fixed if self.fixed else power_of_two_above(largest_magnitude(weight)))
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """Cover all weights."""
-        self.exponent = covering_exponent(values.abs())
+        """Cover all weights, or come closest to them."""
+        self.exponent = closest_exponent(values, self.bits) if self.closest else covering_exponent(values.abs())
 
 
 class FixedActivation(PowerOfTwoScale, ActivationQuantizer):
@@ -104,9 +115,17 @@ class FixedActivation(PowerOfTwoScale, ActivationQuantizer):
     LOWEST: int
     """Least integer of the grid, times ``2**(1 - bits)``: 0 or -1."""
 
-    def __init__(self, bits: int, exponent: int = 0, *, scale: str = "layer") -> None:
+    def __init__(
+        self,
+        bits: int,
+        exponent: int = 0,
+        *,
+        scale: str = "layer",
+        range: str = "covering",  # noqa: A002 (an option)
+    ) -> None:
         super().__init__(bits, exponent)
         self.network_wide = one_of("scale", scale, SCALES) == "network"
+        self.closest = one_of("range", range, RANGES) == "closest"
 
     def step(self) -> Fraction:
         """A power of two."""
@@ -138,12 +157,19 @@ class FixedActivation(PowerOfTwoScale, ActivationQuantizer):
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """Set the smallest power of two that covers :data:`COVERED_SHARE` of the non-zero outputs for ``values``."""
-        self.exponent = covering_exponent(self.magnitudes(values), COVERED_SHARE)
+        """Set the smallest power of two that covers :data:`COVERED_SHARE` of the non-zero outputs for ``values``.
 
-    def magnitudes(self, values: Tensor) -> Tensor:
-        """Magnitudes that the grid has to cover."""
-        return values.abs()
+        With ``range`` ``closest`` it is the one with the least squared error.
+        """
+        real = self.real(values)
+        if self.closest:
+            self.exponent = closest_exponent(real, self.bits, self.LOWEST)
+        else:
+            self.exponent = covering_exponent(real.abs(), COVERED_SHARE)
+
+    def real(self, values: Tensor) -> Tensor:
+        """Give what the function is before it is quantized, without its clip."""
+        return values
 
 
 class FixedReLU(FixedActivation):
@@ -156,7 +182,7 @@ class FixedReLU(FixedActivation):
         """One fewer than bits: the sign is always plus."""
         return self.bits - 1
 
-    def magnitudes(self, values: Tensor) -> Tensor:
+    def real(self, values: Tensor) -> Tensor:
         """Positive values; the others become 0."""
         return values.relu()
 

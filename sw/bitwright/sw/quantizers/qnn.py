@@ -12,6 +12,7 @@ from bitwright.sw.quantizers.base import (
     PowerOfTwoScale,
     StraightThrough,
     WeightQuantizer,
+    closest_exponent,
     covering_exponent,
     glorot,
     mask,
@@ -63,7 +64,9 @@ class RangedWeight(PowerOfTwoScale, WeightQuantizer):
 class QNNWeight(RangedWeight):
     """Weights on the grid of [-H, H); with one bit, ``-H`` or ``H``. The gradient passes where ``|w| <= H``.
 
-    Parameters are those of :class:`RangedWeight`.
+    Parameters are those of :class:`RangedWeight`. With the limit ``weights``, H of weights that have been trained in
+    float is the power of two with the least squared error: their few large ones are clipped, where covering them would
+    round most of the others to zero.
     """
 
     @property
@@ -75,6 +78,12 @@ class QNNWeight(RangedWeight):
         """Round to the grid, or take the sign."""
         bound = weight.new_full((), self.limit())
         return fixed_point(weight, self.bits, bound) if self.bits > 1 else (sign(weight), bound)
+
+    @torch.no_grad()
+    def calibrate(self, weight: Tensor) -> None:
+        """Come closest to weights that have been trained, unless H is 1 or there is no grid."""
+        if self.fitted and self.bits > 1:
+            self.exponent = closest_exponent(weight, self.bits)
 
     def surrogate(self, weight: Tensor) -> Tensor:
         """Clip: the gradient passes where ``|w| <= H``."""
