@@ -441,16 +441,21 @@ def report(
 @app.command(epilog="Example: bitwright doctor")
 def doctor(as_json: Json = False) -> None:
     """Tell which tools are here, what each is for, and how to get it."""
-    from bitwright.sim.tools import all_tools
+    from bitwright.sim.tools import all_tools, missing_extras
 
     tools = all_tools()
 
-    def table() -> Iterable[Table]:
+    def table() -> Iterable[Table | str]:
         found = Table("tool", "found", "needed for", "how to get it")
         for tool in tools:
             mark = f"[green]{escape(tool.version)}[/]" if tool.path else "[red]missing[/]"
             found.add_row(tool.name, mark, tool.purpose, "" if tool.path else escape(tool.remedy))
         yield found
+        missing = [tool.name for tool in tools if tool.path is None]
+        if missing:
+            yield f"Missing: {', '.join(missing)}."
+        if extras := missing_extras(tools):
+            yield escape(f"All that pip has of it: pip install 'bitwright[{','.join(extras)}]'")
 
     values = [
         {"name": tool.name, "found": tool.path is not None, "version": tool.version, "path": str(tool.path or "")}
@@ -502,7 +507,7 @@ def _working(what: str) -> Iterator[None]:
         yield
 
 
-def _show(value: Any, as_json: bool, tables: Callable[[], Iterable[Table]]) -> None:
+def _show(value: Any, as_json: bool, tables: Callable[[], Iterable[Table | str]]) -> None:
     if as_json:
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         sys.stdout.flush()

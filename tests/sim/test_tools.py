@@ -1,5 +1,8 @@
 import dataclasses
+import importlib.metadata
 import os
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,35 @@ def test_every_tool_says_what_it_is_for_and_how_to_get_it() -> None:
         assert tool.purpose
         assert tool.remedy.startswith("install")
         assert bool(tool.path) == bool(tool.version)
+
+
+def test_every_package_of_an_extra_is_listed_with_its_command() -> None:
+    """But for interchange, which nothing reads yet, what docs are built with, and what is only compared with."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    remedies = {tool.name: tool.remedy for tool in tools.all_tools()}
+    for extra in extras.keys() - {"onnx", "docs", "compare"}:
+        for requirement in extras[extra]:
+            name = re.split(r"[<>=]", requirement)[0]
+            assert remedies[name] == f"install it with: pip install 'bitwright[{extra}]'"
+
+
+def test_packages_that_are_here_are_found() -> None:
+    """By their own metadata: an import name that is spelled wrong would never be found."""
+    installed = {str(each.metadata["Name"]).lower().replace("_", "-") for each in importlib.metadata.distributions()}
+    for tool in tools.all_tools():
+        if "pip install" in tool.remedy:
+            assert bool(tool.path) == (tool.name.replace("_", "-") in installed), tool.name
+
+
+def test_extras_that_bring_what_is_missing() -> None:
+    found = [dataclasses.replace(tool, path=Path(), version="1") for tool in tools.all_tools()]
+    assert tools.missing_extras(found) == []
+    without = [
+        dataclasses.replace(tool, path=None) if tool.name in ("g++", "torch", "pyserial", "jinja2", "altair") else tool
+        for tool in found
+    ]
+    assert tools.missing_extras(without) == ["report", "board"]
 
 
 def test_a_tool_that_is_here_has_a_path_and_a_version() -> None:

