@@ -61,7 +61,7 @@ NETWORKS: dict[str, tuple[str, Recipe, ArraySpec]] = {
     "resnet20 of 1 to 8 bits": (
         "resnet20",
         Recipe(weights="dorefa", activations="dorefa"),
-        dataclasses.replace(ROOMY, columns_per_copy=2, zero_skip="gate", threshold_depth=1 << 13),
+        dataclasses.replace(ROOMY, columns_per_copy=2, zero_skip="gate", threshold_depth=1 << 13, accumulator_width=28),
     ),
     "vgg_small W2/A2, weights streamed": (
         "vgg_small",
