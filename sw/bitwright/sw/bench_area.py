@@ -31,7 +31,7 @@ from bitwright.hw.synthesis import (
     synthesize,
     utilization,
 )
-from bitwright.sw.bench import Measurement, measure
+from bitwright.sw.bench import Measurement, measure, mlp_array
 
 CACHE = Path("build") / "area"
 
@@ -267,6 +267,16 @@ def decoders() -> Iterator[Measurement]:
             yield Measurement(f"{name}: its look-up alone", _taken(CodebookDecoder(spec), family).luts, unit)
 
 
+def beside_nngen() -> Iterator[Measurement]:
+    """The array that ``bench`` compares with NNgen's MLP 784-128-10."""
+    spec = mlp_array()
+    used = _taken(Accelerator(spec, "xilinx7"), "xilinx7", "-nodsp")
+    name = f"whole machine for an MLP 784-128-10, {spec.rows} × 1 × {spec.lanes}, 7-series"
+    yield Measurement(name, used.luts, "LUT6", None, "NNgen at int8: 3,980 LUT6 and 12 DSPs")
+    yield Measurement(f"{name}: flip-flops", used.flip_flops, "FF")
+    yield Measurement(f"{name}: block RAMs, with all weights", used.rams, "RAMB18")
+
+
 def machine(name: str, part_name: str, reach: float) -> Iterator[Measurement]:
     """A whole accelerator, placed and routed, its bus and interrupt behind shift registers, its probe open."""
     spec, part = preset(name), PARTS[part_name]
@@ -301,6 +311,7 @@ GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
     "counter": counters,
     "thresholds": thresholds,
     "decoder": decoders,
+    "nngen": beside_nngen,
     "tiny": lambda: machine("tiny", "up5k", 24),
     "edge": lambda: machine("edge", "85k", 80),
 }
