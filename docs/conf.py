@@ -138,17 +138,17 @@ def account():
 
 def errors():
     """Error codes."""
-    meanings = documented(isa, "ErrorCode")
+    meanings = documented(isa.registers, "ErrorCode")
     rows = [(code.value, f"`{code.name}`", meanings.get(code.name, "No error.")) for code in isa.ErrorCode]
     return table(("code", "name", "meaning"), rows).replace("``", "`")
 
 
 def latencies():
-    """Timing constants of the contract: those of the section on timing."""
-    source = Path(isa.__file__).read_text(encoding="utf-8").split("# Timing, in cycles.")[1]
-    meanings = documented(isa)
-    names = re.findall(r"^([A-Z_]+) = ", source, re.M)
-    return table(("constant", "value", "cycles"), [(f"`{name}`", getattr(isa, name), meanings[name]) for name in names])
+    """Timing constants of the contract."""
+    meanings = {name: text for name, text in documented(isa.descriptors).items() if name == "HEADER_TO_READY"}
+    meanings |= documented(isa.timing)
+    rows = [(f"`{name}`", getattr(isa, name), text) for name, text in meanings.items() if hasattr(isa, name)]
+    return table(("constant", "value", "cycles"), rows)
 
 
 def link():

@@ -38,7 +38,9 @@ def test_imports_point_one_way(part, path):
 
 
 def test_the_contract_needs_no_generator():
-    assert not any(name.split(".")[0] == "amaranth" for name in _imported(PARTS["hw"] / "isa.py"))
+    parts = list((PARTS["hw"] / "isa").glob("*.py"))
+    assert parts
+    assert not any(name.split(".")[0] == "amaranth" for path in parts for name in _imported(path))
 
 
 @pytest.mark.parametrize("part", ["hw", "sim"])
