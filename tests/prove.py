@@ -2,13 +2,14 @@
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from amaranth.back import rtlil  # pyright: ignore[reportAttributeAccessIssue]  # not in the stubs
-from amaranth.hdl import Elaboratable, Module, Mux, Signal, Value
+from amaranth.hdl import Assert, Assume, Elaboratable, Module, Mux, Signal, Value
 
 from bitwright.hw.synthesis import run
 
@@ -40,19 +41,19 @@ class Outcome:
 
 def prove(
     design: Elaboratable,
-    inputs: list[Value],
+    inputs: Sequence[Value],
     folder: Path,
     *,
     cycles: int,
     induction: bool = False,
     at_once: bool = False,
 ) -> Outcome:
-    """Look for inputs that break an ``Assert`` of a design that starts with its initial values and is never reset.
+    """Look for inputs that break an assertion of a design that starts with its initial values and is never reset.
 
     Parameters
     ----------
     design
-        With ``Assert`` and ``Assume``.
+        With statements of :func:`ensure` and :func:`assume`.
     inputs
         Signals that may be anything, in every cycle.
     folder
@@ -76,6 +77,16 @@ def prove(
     end = "Induction step proven: SUCCESS!" if induction else f"proved base case for {cycles} steps: SUCCESS!"
     proven = "SAT proof finished - no model found: SUCCESS!" in said if at_once else end in said
     return Outcome(proven, int((_STEPS.findall(said) or [cycles])[-1]), time.perf_counter() - started)
+
+
+def ensure(condition: Value) -> Any:
+    """Statement: the condition has to hold in every cycle in which the statement is active."""
+    return Assert(condition)  # pyright: ignore[reportCallIssue]  # the stubs want a message
+
+
+def assume(condition: Value) -> Any:
+    """Statement: inputs that break the condition need not be looked at."""
+    return Assume(condition)  # pyright: ignore[reportCallIssue]  # the stubs want a message
 
 
 def mutated(module: ModuleType, old: str, new: str) -> Any:

