@@ -1,10 +1,12 @@
 # amaranth: UnusedElaboratable=no
 """Synthesized netlists, with models of their cells, run the Programs that the RTL runs."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pytest
 from amaranth.hdl import Module, Signal
@@ -18,10 +20,12 @@ from bitwright.hw.netlist import NetlistFamily, netlist_verilog
 from bitwright.hw.program import Program
 from bitwright.hw.synthesis import design_text, synthesize
 from bitwright.hw.verilog import emit
+from bitwright.sim.backends.source import netlist
 from bitwright.sim.backends.verilator import VerilatorBackend, compile_simulator
 from bitwright.sim.compare import compare
 from bitwright.sim.golden import execute
 from bitwright.sim.tools import compiler, verilator
+from programs import conv, linear, random_images, random_program
 from strategies import programs
 from tiny import spec
 
@@ -129,9 +133,9 @@ def _pair(width: int, depth: int, parts: int) -> str:
 @pytest.mark.parametrize(("width", "depth", "parts"), [(36, 512, 2), (18, 1024, 2), (9, 2048, 1), (4, 4096, 1)])
 def test_model_of_the_block_ram_equals_the_memory(width: int, depth: int, parts: int, tmp_path: Path):
     """Widths of the cell's ports, with initial contents; writes of a part of a word."""
-    netlist = synthesize(design_text(Memory(width, depth, parts)), "ecp5", tmp_path)
-    assert netlist.cells["DP16KD"] == 1
-    text = netlist_verilog(netlist, "netlist")
+    synthesized = synthesize(design_text(Memory(width, depth, parts)), "ecp5", tmp_path)
+    assert synthesized.cells["DP16KD"] == 1
+    text = netlist_verilog(synthesized, "netlist")
     assert f".DATA_WIDTH_A(32'd{width})" in text
     text += emit(Memory(width, depth, parts), "rtl") + _pair(width, depth, parts)
     harness = _HARNESS
@@ -164,3 +168,19 @@ def test_netlist_runs_random_programs_as_the_golden_model_does(name: str):
         assert_netlist_equals_golden_model(backend, *example)
 
     check()
+
+
+@pytest.mark.slow
+def test_one_wrong_lut_of_a_netlist_is_found(monkeypatch: pytest.MonkeyPatch):
+    family, array = ARRAYS["ice40-off"]
+    text = netlist(array, family)
+    lut = re.search(r"LUT_INIT\(16'h([0-9a-f]{4})\)\n  \) \\array\.pe_0_0\.", text)
+    assert lut is not None
+    inverted = f"{int(lut[1], 16) ^ 0xFFFF:04x}"
+    wrong = text[: lut.start(1)] + inverted + text[lut.end(1) :]
+    monkeypatch.setattr("bitwright.sim.backends.verilator.netlist", lambda *_: wrong)
+    rng = np.random.default_rng(0)
+    program = random_program(rng, array, [conv(5, 2), linear(3)], in_shape=(3, 4, 4), input_bits=2)
+    images = random_images(rng, program, 1)
+    (predicted,), (measured,) = execute(program, images), VerilatorBackend(array, family=family).run(program, images)
+    assert compare(predicted, measured).first is not None

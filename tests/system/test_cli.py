@@ -16,6 +16,7 @@ from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec, preset
 from bitwright.hw.program import Program
 from bitwright.sim import tools
+from bitwright.sim.backends import BACKENDS
 from programs import conv, linear, random_program
 
 TINY = {
@@ -156,6 +157,10 @@ def test_compiling_twice_gives_the_same_file(work, capsys):
 def test_bits_instead_of_the_searched_ones(work, capsys):
     assert bitwright(capsys, "compile", work / "run", "-o", work / "eight.bw", "--bits", 8)[0] == 0
     assert [layer.weight_bits for layer in Program.load(work / "eight.bw").layers] == [8, 8]
+
+
+def test_every_back_end_is_offered():
+    assert {each.value for each in cli.Backend} == {"golden", *BACKENDS}
 
 
 def test_simulation_in_rtl_agrees_and_is_reported(work, capsys):
