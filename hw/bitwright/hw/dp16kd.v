@@ -1,7 +1,7 @@
-// Block RAM of the ECP5: Yosys ships only the ports of this cell. Written after Lattice's description of it (Lattice
-// FPGA-TN-02204, "ECP5 and ECP5-5G Memory User Guide"), for what synthesized memories need: rising edges, no output
-// register, no reset, no write-through. Anything else ends the simulation. What a port reads while the other one writes
-// the same word is undefined; here it is the old word.
+// Block RAM of the ECP5: Yosys ships only the ports of this cell. This model is inferred from those ports and from how
+// Yosys maps memories to them, for what synthesized memories need: rising edges, no output register, no reset, no
+// write-through. Anything else ends the simulation. What a port reads while the other one writes the same word is
+// undefined; here it is the old word.
 
 module DP16KD (
   input DIA17, DIA16, DIA15, DIA14, DIA13, DIA12, DIA11, DIA10, DIA9, DIA8, DIA7, DIA6, DIA5, DIA4, DIA3, DIA2, DIA1, DIA0,
