@@ -110,10 +110,34 @@ def test_a_reset_in_the_middle_of_an_image(kind: str) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_never_a_wrong_result(seed: int) -> None:
+    work_with_faults(seed)
+
+
+@pytest.mark.slow
+def test_a_thousand_faults() -> None:
+    faults = results = 0
+    seed = 10
+    while faults < 1000:
+        injected, ended = work_with_faults(seed)
+        faults, results, seed = faults + injected, results + ended, seed + 1
+    assert results > 0
+
+
+def work_with_faults(seed: int) -> tuple[int, bool]:
+    """Work while bytes are dropped, flipped, doubled, invented, lines are silent, and the board is reset.
+
+    Returns
+    -------
+    faults, ended
+        How many there were; whether there were results, which are right, or an error.
+    """
     rng = random.Random(seed)
+    faults = 0
 
     def fault(line: FaultyLine, message: bytes) -> bytes:
+        nonlocal faults
         while rng.random() < 0.06:
+            faults += 1
             at = rng.randrange(len(message))
             kind = rng.randrange(6)
             if kind == 0:
@@ -135,11 +159,9 @@ def test_never_a_wrong_result(seed: int) -> None:
     try:
         work(FaultyLine(fault))
     except BitwrightError as error:
-        message = str(error)
-        ended = "does not answer" in message or "was reset" in message
-    else:
-        ended = True
-    assert ended
+        assert "does not answer" in str(error) or "was reset" in str(error)
+        return faults, False
+    return faults, True
 
 
 def test_a_host_on_a_serial_port(monkeypatch: pytest.MonkeyPatch) -> None:
