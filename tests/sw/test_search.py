@@ -195,6 +195,20 @@ def test_fine_tuning_scales_updates_as_the_method_does(run):
     assert moved["conv2.weight"] == moved["bn1.bias"] == pytest.approx(1, rel=0.01)
 
 
+def test_no_layer_gets_more_bits_than_the_array_takes(run):
+    folder = run(relative_accuracy=1.0, uniform_bits=[])
+    config = Run(folder).config
+    array = {"preset": "tiny", "weight_planes_max": 3, "activation_planes_max": 2}
+    (folder / "config.toml").write_text(dump_config(config.model_copy(update={"array": array})))
+    tried = {}
+    search(folder, progress=False)
+    for entry in read_lines(folder / "search.jsonl"):
+        tried.setdefault((entry["layer"], entry["which"]), []).append(entry["bits"])
+    assert max(tried["conv1", "input"]) == 8  # an image may be split into digits
+    assert {max(bits) for (_, which), bits in tried.items() if which == "weight"} == {3}
+    assert {max(bits) for (layer, which), bits in tried.items() if which == "input" and layer != "conv1"} == {2}
+
+
 def test_a_target_out_of_reach_keeps_the_most_bits_and_says_so(run):
     result = search(run(relative_accuracy=1.0, max_bits=2, min_bits=2, uniform_bits=[]), progress=False)
     assert not result.target_met

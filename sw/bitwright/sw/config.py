@@ -200,7 +200,7 @@ class SearchConfig(_Section):
     relative_accuracy
         The searched network keeps this share of the float network's accuracy on the validation images.
     max_bits, min_bits
-        Range of bits tried; a method's own limits narrow it.
+        Range of bits tried; a method's own limits narrow it, and what the array takes.
     order
         ``down`` tries the most bits first and goes down to the first failure, as published. ``up`` goes up to the first
         success: fewer evaluations, since failures are cut short, and the same result wherever more bits never lose

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.hw.errors import BitwrightError
+from bitwright.hw.isa import ArraySpec
 from bitwright.sw.config import SearchConfig, TrainConfig
 from bitwright.sw.quantize import Recipe, calibrate, quantize
 from bitwright.sw.quantizers import ActivationQuantizer, method
@@ -264,11 +265,15 @@ class _Search:
         offered = (
             range(1, 9) if first_input else methods[0].activation_bits if which == "input" else methods[1].weight_bits
         )
-        lowest, highest = max(self._settings.min_bits, offered[0]), min(self._settings.max_bits, offered[-1])
+        array = ArraySpec.from_mapping(self._run.config.array)
+        # An image of more bits is given to the array as digits.
+        held = 8 if first_input else array.activation_planes_max if which == "input" else array.weight_planes_max
+        lowest, highest = max(self._settings.min_bits, offered[0]), min(self._settings.max_bits, offered[-1], held)
         if lowest > highest:
             raise BitwrightError(
                 f"[search] allows {self._settings.min_bits} to {self._settings.max_bits} bits, but the method of the "
-                f"{which} bits offers {offered[0]} to {offered[-1]}; widen min_bits and max_bits."
+                f"{which} bits offers {offered[0]} to {offered[-1]}, and [array] takes up to {held}; widen min_bits "
+                "and max_bits, or choose another array."
             )
         found = fewest_bits(lambda bits: self._passes(index, which, bits), lowest, highest, self._settings.order)
         self.bits[self.layers[index]][which] = found
