@@ -115,12 +115,14 @@ def cpu_seconds(function: Callable[[], object]) -> float:
 # Networks
 
 
-def network_program(name: str, bits: int, in_shape: tuple[int, int, int], spec: ArraySpec, batch: int) -> Program:
+def network_program(
+    name: str, bits: int, in_shape: tuple[int, int, int], spec: ArraySpec, batch: int, input_bits: int = 8
+) -> Program:
     """Program of a network with fresh weights: speed and cycles without zero skip do not depend on them."""
     torch.manual_seed(0)
     activation = "hardtanh" if bits == 1 else "relu"
     method = "dorefa" if bits > 1 else "sign"
-    recipe = Recipe(weights=method, activations=method, weight_bits=bits, activation_bits=bits)
+    recipe = Recipe(weights=method, activations=method, weight_bits=bits, activation_bits=bits, input_bits=input_bits)
     network = quantize(models.build(name, in_shape, 10, activation=activation), recipe)
     calibrate(network, torch.randint(0, 256, (32, *in_shape)).float())
     return lower(network, spec, in_shape, batch=batch)

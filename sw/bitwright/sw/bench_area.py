@@ -4,8 +4,10 @@ Results are kept below ``build/area`` by the text of the design, so an interrupt
 is printed, written to ``build/bench-area.json`` and filled into ``docs/area.md``.
 """
 
+import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from bitwright.hw import boards
 from bitwright.hw.accelerator import Accelerator
 from bitwright.hw.array import PEArray
 from bitwright.hw.codebook import CodebookDecoder, CodebookStreamer
@@ -31,7 +34,8 @@ from bitwright.hw.synthesis import (
     synthesize,
     utilization,
 )
-from bitwright.sw.bench import Measurement, measure, mlp_array
+from bitwright.sim.timeline import estimate
+from bitwright.sw.bench import Measurement, measure, mlp_array, network_program
 
 CACHE = Path("build") / "area"
 
@@ -294,15 +298,38 @@ def machine(name: str, part_name: str, reach: float) -> Iterator[Measurement]:
     netlist = synthesize(design_text(top), part.family, CACHE, part.synthesis)
     placed = place_and_route(netlist, part, reach)
     label = f"{name} ({spec.rows} × {spec.columns} × {spec.lanes}) on {part.name}"
-    for resource, number in placed.used.items():
-        if number and resource.startswith(("TRELLIS_COMB", "TRELLIS_FF", "DP16KD", "ICESTORM_LC", "ICESTORM_RAM")):
-            yield Measurement(f"{label}: {resource} of {placed.available[resource]:,}", number, "cells")
+    yield from _resources(label, placed.used, placed.available)
     yield Measurement(f"{label}: clock", placed.frequency, "MHz", f">= {reach:g}")
     products = spec.rows * spec.columns * spec.lanes
     yield Measurement(f"{label}: peak, an AND and its addition", products * placed.frequency / 1e3, "Gop/s")
     cells = placed.used.get("TRELLIS_COMB") or placed.used["ICESTORM_LC"]
     yield Measurement(f"{label}: peak for each LUT", products * placed.frequency / cells, "Mop/s")
     sys.stderr.write(f"{label}: slowest path through {' > '.join(placed.path)}\n")
+
+
+def on_board(
+    name: str, model: str, bits: int, in_shape: tuple[int, int, int], input_bits: int
+) -> Iterator[Measurement]:
+    """A board's bitstream, and how fast a network is on its array, at the board's clock, without its serial line."""
+    board = boards.board(name)
+    started = time.perf_counter()
+    built = boards.build(board, board.array, CACHE / name, CACHE)
+    seconds = time.perf_counter() - started
+    spec, label = board.array, f"{board.title}, {board.array.rows} × {board.array.columns} × {board.array.lanes}"
+    yield Measurement(f"{label}: bitstream, unless it was there", seconds, "s", "<= 900")
+    yield from _resources(label, built.used, built.available)
+    yield Measurement(f"{label}: clock", built.frequency, "MHz", f">= {board.clock_mhz:g}")
+    program = network_program(model, bits, in_shape, dataclasses.replace(spec, zero_skip="off"), 1, input_bits)
+    rate = board.clock_mhz * 1e6 / estimate(program).cycles
+    yield Measurement(f"{label}: {model} W{bits}/A{bits} at {board.clock_mhz:g} MHz", rate, "images/s")
+    products = spec.rows * spec.columns * spec.lanes
+    yield Measurement(f"{label}: peak at {board.clock_mhz:g} MHz", products * board.clock_mhz / 1e3, "Gop/s")
+
+
+def _resources(label: str, used: Mapping[str, int], available: Mapping[str, int]) -> Iterator[Measurement]:
+    for resource, number in used.items():
+        if number and resource.startswith(("TRELLIS_COMB", "TRELLIS_FF", "DP16KD", "ICESTORM_LC", "ICESTORM_RAM")):
+            yield Measurement(f"{label}: {resource} of {available[resource]:,}", number, "cells")
 
 
 GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
@@ -314,6 +341,8 @@ GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
     "nngen": beside_nngen,
     "tiny": lambda: machine("tiny", "up5k", 24),
     "edge": lambda: machine("edge", "85k", 80),
+    "icebreaker": lambda: on_board("icebreaker", "digits_cnn", 3, (1, 8, 8), 3),
+    "ulx3s": lambda: on_board("ulx3s", "lenet5", 2, (1, 28, 28), 8),
 }
 
 
