@@ -10,7 +10,7 @@ from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import COUNTERS, FIELD_PLACES, GRANULE, THRESHOLD_NEGATE, ArraySpec, granules_of, preset
 from bitwright.hw.plan import plan
 from bitwright.hw.program import Program
-from bitwright.sim import golden
+from bitwright.sim import golden, reader
 from bitwright.sim.bitserial import Machine
 from programs import conv, linear, random_images, random_program, shapes
 from strategies import programs
@@ -127,7 +127,7 @@ def test_weights_are_streamed_in() -> None:
     assert len(program.stream) > 0
     assert len(program.parts) > len(program.layers)
     # All parts of a layer see the same windows: one matrix product.
-    assert [len(layer.blocks) for layer in golden.read_layers(program)] == [1, 1, 1]
+    assert [len(layer.blocks) for layer in reader.read_layers(program)] == [1, 1, 1]
     assert program.weights.shape[1] == 0
 
 
@@ -171,7 +171,7 @@ def test_a_table_that_does_not_repeat_is_refused() -> None:
     stream = program.stream.copy()
     stream[0] ^= 1 << 8
     with pytest.raises(BitwrightError, match=r"'layer0': A table of its codebook is 0xabaa, expected .* 0xaaaa"):
-        golden.read_layers(dataclasses.replace(program, stream=stream))
+        reader.read_layers(dataclasses.replace(program, stream=stream))
 
 
 def test_values_wrap_as_narrow_accumulators_do() -> None:
@@ -179,7 +179,7 @@ def test_values_wrap_as_narrow_accumulators_do() -> None:
     spec = dataclasses.replace(SPEC, accumulator_width=8)
     layers = [conv(24, 3, weight_bits=8), linear(5, weight_bits=8, weight_encoding="odd")]
     program = random_program(rng, spec, layers, in_shape=(3, 8, 8), batch=4)
-    [block] = golden.read_layers(program)[0].blocks
+    [block] = reader.read_layers(program)[0].blocks
     assert block.value_bound > 1 << 7
     # Values whose sign is changed, and the least one of all, whose negative has no place in the accumulator.
     assert (block.signs < 0).any()
@@ -190,7 +190,7 @@ def test_sums_beyond_float32_are_exact() -> None:
     rng = np.random.default_rng(0)
     spec = dataclasses.replace(SPEC, accumulator_width=30, lanes=64)
     program = random_program(rng, spec, [linear(3, weight_bits=8, weight_encoding="odd")], in_shape=(3, 20, 20))
-    [[weights]] = [block.operands[0].weights for block in golden.read_layers(program)[0].blocks]
+    [[weights]] = [block.operands[0].weights for block in reader.read_layers(program)[0].blocks]
     assert weights.dtype == np.float64
     images = np.full((1, 3, 20, 20), 255, np.uint8)
     assert np.all(weights % 2)
@@ -207,7 +207,7 @@ def test_the_search_is_binary_even_where_thresholds_are_not_in_order() -> None:
     values = rng.permuted(thresholds[:, :, 1:], axis=2)  # the flags stay first
     thresholds = np.concatenate([thresholds[:, :, :1], values], axis=2).reshape(SPEC.rows, -1)
     program = dataclasses.replace(program, thresholds=thresholds)
-    assert not golden.read_layers(program)[0].blocks[0].ordered
+    assert not reader.read_layers(program)[0].blocks[0].ordered
     assert_equal_to_bit_serial(program, random_images(rng, program, 4))
 
 
@@ -221,7 +221,7 @@ def test_word_activity_equals_the_words_that_are_fetched(case: tuple[Program, np
     black = np.zeros((program.batch - len(images), *images.shape[1:]), np.uint8)
     stages = next(golden.network_values(program, np.concatenate([images, black])))
     padded = [np.pad(codes, [(0, 0)] * 3 + [(0, -codes.shape[-1] % GRANULE)]) for codes in stages[:-1]]
-    for layer in golden.read_layers(program):
+    for layer in reader.read_layers(program):
         for part in layer.parts:
             layer = part.descriptor
             fetched = np.any(machine.fetch(layer), axis=-1)
@@ -418,7 +418,7 @@ def test_layers_that_do_not_read_what_was_written_are_refused(changes: dict[str,
     else:
         program = rewritten(program, 1, **changes)
     with pytest.raises(BitwrightError, match=rf"'layer1'.*{message}"):
-        golden.read_layers(program)
+        reader.read_layers(program)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_layers_that_do_not_read_what_was_written_are_refused(changes: dict[str,
 def test_residuals_that_are_not_there_are_refused(changes: dict[str, int], message: str) -> None:
     program = random_program(np.random.default_rng(0), SPEC, RESIDUAL, in_shape=(2, 6, 5), batch=2)
     with pytest.raises(BitwrightError, match=rf"'layer2'.*{message}"):
-        golden.read_layers(rewritten(program, 2, **changes))
+        reader.read_layers(rewritten(program, 2, **changes))
 
 
 def test_a_layer_that_overwrites_what_is_needed_is_refused() -> None:
@@ -443,14 +443,14 @@ def test_a_layer_that_overwrites_what_is_needed_is_refused() -> None:
     start = broken.parsed[2].start_position - second.output_base + first.output_base
     broken = rewritten(broken, 2, start_position=start)
     with pytest.raises(BitwrightError, match=r"'layer1'.* of 'layer0' has been overwritten by 'layer1'"):
-        golden.read_layers(broken)
+        reader.read_layers(broken)
 
 
 def test_a_layer_that_reads_a_later_one_is_refused() -> None:
     program = random_program(np.random.default_rng(0), SPEC, [conv(4), linear(3)], in_shape=(1, 4, 4))
     infos = (dataclasses.replace(program.layers[0], source=1), program.layers[1])
     with pytest.raises(BitwrightError, match=r"'layer0'.*reads codes of layer 1"):
-        golden.read_layers(dataclasses.replace(program, layers=infos))
+        reader.read_layers(dataclasses.replace(program, layers=infos))
 
 
 def test_weights_streamed_over_those_in_use_are_refused() -> None:
@@ -460,9 +460,9 @@ def test_weights_streamed_over_those_in_use_are_refused() -> None:
     first, second = program.parsed[:2]
     assert second.stream_words
     with pytest.raises(BitwrightError, match=r"'layer0'.*weights are not all there"):
-        golden.read_layers(rewritten(program, 1, weight_base=first.weight_base))
+        reader.read_layers(rewritten(program, 1, weight_base=first.weight_base))
     with pytest.raises(BitwrightError, match=r"'layer0'.*weights are not all there"):
-        golden.read_layers(rewritten(program, 0, weight_tile_stride=first.weight_tile_stride + 1))
+        reader.read_layers(rewritten(program, 0, weight_tile_stride=first.weight_tile_stride + 1))
 
 
 def test_any_list_of_passes_is_computed() -> None:
@@ -481,7 +481,7 @@ def test_thresholds_that_begin_inside_a_tree_are_refused() -> None:
     word, bit = FIELD_PLACES["threshold_base"]
     descriptors[word] |= 1 << bit
     with pytest.raises(BitwrightError, match=r"'layer0'.*threshold_base is 1, expected a multiple of 4"):
-        golden.read_layers(dataclasses.replace(program, descriptors=descriptors))
+        reader.read_layers(dataclasses.replace(program, descriptors=descriptors))
 
 
 def test_images_of_another_shape_are_named_as_given() -> None:

@@ -23,7 +23,7 @@ from bitwright.hw.isa import (
     Descriptor,
 )
 from bitwright.hw.plan import Plan, plan
-from bitwright.sim import golden, timeline
+from bitwright.sim import golden, reader, timeline
 from programs import conv, linear, random_images, random_program, shapes
 from strategies import Network, networks, programs
 
@@ -299,7 +299,7 @@ def test_words_of_padding_are_zero_at_best() -> None:
     granules[1:, 1:] = True
     expected = np.pad(granules.reshape(-1), (0, 6)).reshape(3, 8).any(1)
     np.testing.assert_array_equal(inside[:, 0], expected)
-    part = golden.read_layers(program)[1].parts[0]
+    part = reader.read_layers(program)[1].parts[0]
     ones = np.full((1, 3, 3, 8), 3, np.uint8)
     activity = golden.word_activity(ones, part.operands[0].windows, spec)
     np.testing.assert_array_equal(activity[:, 0] == 3, inside)
