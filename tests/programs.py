@@ -15,8 +15,9 @@ from bitwright.hw.isa import (
     has_offset,
     pass_coefficients,
 )
-from bitwright.hw.plan import LayerShape, ResidualShape, plan
+from bitwright.hw.plan import plan
 from bitwright.hw.program import Program
+from bitwright.hw.shapes import LayerShape, ResidualShape
 
 
 def conv(out_channels: int, kernel: int | tuple[int, int] = 3, **options: Any) -> dict[str, Any]:

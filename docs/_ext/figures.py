@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bitwright.hw import isa
-from bitwright.hw.plan import LayerShape, plan
+from bitwright.hw.plan import plan
 from bitwright.hw.program import Program
+from bitwright.hw.shapes import LayerShape
 from bitwright.sim import diagram
 from bitwright.sim.backends.probes import watch
 from bitwright.sim.trace import trace

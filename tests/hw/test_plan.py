@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from bitwright.hw import isa
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import BANK, GRANULE, PRESETS, ArraySpec, Descriptor, Encoding, Pass, granules_of, preset
-from bitwright.hw.plan import LayerShape, Plan, ResidualShape, plan, without_zero_planes
+from bitwright.hw.plan import Plan, plan, without_zero_planes
+from bitwright.hw.shapes import LayerShape, ResidualShape
 from programs import clear_planes, conv, linear, random_program, shapes
 from strategies import Network, networks, specs
 

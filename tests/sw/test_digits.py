@@ -11,8 +11,9 @@ from torch import nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec
-from bitwright.hw.plan import LayerShape, plan
+from bitwright.hw.plan import plan
 from bitwright.hw.program import InputSpec, Program
+from bitwright.hw.shapes import LayerShape
 from bitwright.sim import golden
 from bitwright.sim.backends.pysim import PysimBackend
 from bitwright.sim.energy import estimate_plan

@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec, Encoding, has_coefficients
-from bitwright.hw.plan import LayerShape, Plan
+from bitwright.hw.plan import Plan
+from bitwright.hw.shapes import LayerShape
 from bitwright.sim.energy import estimate_plan, plan_activity
 from bitwright.sw.planning import plan_weights
 

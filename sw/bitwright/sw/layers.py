@@ -38,7 +38,7 @@ from bitwright.hw.isa import (
     has_offset,
     weight_planes,
 )
-from bitwright.hw.plan import LayerShape, ResidualShape
+from bitwright.hw.shapes import LayerShape, ResidualShape
 from bitwright.sw.quantizers import ActivationQuantizer, ImageInput
 from bitwright.sw.quantizers.basis import BasisActivation, BasisCodes, bit_values, fixed_point, rounded
 from bitwright.sw.residual import QuantizedShortcut

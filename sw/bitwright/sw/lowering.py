@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.hw.isa import ArraySpec, has_coefficients
-from bitwright.hw.plan import LayerShape
 from bitwright.hw.program import Program
+from bitwright.hw.shapes import LayerShape
 from bitwright.sim.golden import network_values
 from bitwright.sw.digits import plan_image, split_weights
 from bitwright.sw.layers import Ints, Shape, input_quantizer, layer_numbers, layer_shape, layer_thresholds

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec
-from bitwright.hw.plan import LayerShape, Plan, plan
+from bitwright.hw.plan import Plan, plan
+from bitwright.hw.shapes import LayerShape
 
 
 def plan_weights(
