@@ -326,6 +326,7 @@ class IssuerProof(Elaboratable):
             issuer.entry.eq(scheduler.entry),
             issuer.count.eq(scheduler.count),
             issuer.skipped.eq(scheduler.skipped),
+            issuer.first.eq(scheduler.first),
             issuer.group_ready.eq(ready & scheduler.complete),
             issuer.group_buffer.eq(buffer),
         ]
