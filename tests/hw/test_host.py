@@ -163,6 +163,47 @@ def test_memories_are_closed_while_a_program_runs():
     drive(dut, bench)
 
 
+def test_a_write_that_comes_before_a_stop_has_taken_effect_is_told():
+    dut = HostPort(SPEC)
+
+    async def bench(ctx):
+        bus = Bus(ctx, dut.spec, dut.bus)
+        for region in MEMORIES:
+            for between in (0, 1):
+                ctx.set(dut.busy, 1)
+                await bus.control(STOP)
+                if between:
+                    await ctx.tick()
+                await bus.write(bus.at(region, 3, chunk=SPEC.derived.chunks - 1), 7)
+                assert enables(ctx, dut) == []
+                if not between:
+                    await ctx.tick()
+                ctx.set(dut.busy, 0)
+                assert await bus.register(Register.ERROR) == ErrorCode.BUSY
+                await bus.control(STOP)
+                assert await bus.register(Register.ERROR) == ErrorCode.NONE
+
+    drive(dut, bench)
+
+
+def test_a_write_that_comes_with_the_programs_error_leaves_it():
+    dut = HostPort(SPEC)
+
+    async def bench(ctx):
+        bus = Bus(ctx, dut.spec, dut.bus)
+        ctx.set(dut.busy, 1)
+        await bus.write(bus.at(Region.WEIGHTS, 3), 7)
+        ctx.set(dut.finished, 1)
+        ctx.set(dut.error, ErrorCode.FIELD)
+        ctx.set(dut.error_field, 17)
+        await ctx.tick()
+        for port in (dut.busy, dut.finished, dut.error, dut.error_field):
+            ctx.set(port, 0)
+        assert await bus.register(Register.ERROR) == ErrorCode.FIELD | 17 << 16
+
+    drive(dut, bench)
+
+
 # Registers -----------------------------------------------------------------------------------------------------------
 
 

@@ -208,15 +208,17 @@ class HostPort(wiring.Component):
                 self.totals[name].eq(self.counters[name] + self.events[name]),
             ]
         with m.If(starting | stopping | stopped):
-            m.d.sync += [recent.eq(0), kept.eq(0), done.eq(0), error.eq(ErrorCode.NONE), error_field.eq(0), layer.eq(0)]
+            m.d.sync += [recent.eq(0), kept.eq(0), done.eq(0), layer.eq(0)]
         with m.Else():
             m.d.sync += [recent.eq(self.events), kept.eq(self.counters)]
             with m.If(self.finished):
                 m.d.sync += done.eq(1)
-                with m.If(self.error != ErrorCode.NONE):
-                    m.d.sync += [error.eq(self.error), error_field.eq(self.error_field)]
-            with m.If(dropped & (error == ErrorCode.NONE)):
-                m.d.sync += error.eq(ErrorCode.BUSY)
+        with m.If(starting | stopping):
+            m.d.sync += [error.eq(ErrorCode.NONE), error_field.eq(0)]
+        with m.Elif(self.finished & ~stopped & (self.error != ErrorCode.NONE)):
+            m.d.sync += [error.eq(self.error), error_field.eq(self.error_field)]
+        with m.Elif(dropped & (error == ErrorCode.NONE)):  # a write right after a stop, too
+            m.d.sync += error.eq(ErrorCode.BUSY)
 
         # Reads: one cycle for the memories, one for the choice.
         m.d.comb += [
