@@ -1,6 +1,7 @@
 """Boards: the accelerator behind a serial line, on the pins of ``amaranth-boards``."""
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,24 +176,42 @@ class Board:
         return 1 << int(self.clock_mhz * 1e6 * SILENCE_SECONDS).bit_length()
 
     def check(self, spec: ArraySpec) -> None:
-        """Refuse what cannot work: a line too fast for the clock, an array that streams weights.
+        """Refuse what cannot work: no clock, a line too fast for it, an array that streams weights.
 
         Raises
         ------
         BitwrightError
             If so.
         """
-        error = abs(self.clock_mhz * 1e6 / self.divisor / self.baud - 1) if self.divisor else 1.0
-        if self.divisor < DIVISOR_MIN or error > BAUD_ERROR_MAX:
-            raise BitwrightError(
-                f"At {self.clock_mhz:g} MHz a bit of {self.baud:g} baud takes {self.divisor} cycles, {error:.1%} off; "
-                f"expected at least {DIVISOR_MIN} cycles and at most {BAUD_ERROR_MAX:.0%}: choose another clock."
-            )
+        self._check_clock()
         if spec.weight_stream:
             raise BitwrightError(
                 "The array takes a stream of weights (weight_stream), which the serial link does not carry; "
                 "choose an array without it."
             )
+
+    def _check_clock(self) -> None:
+        if not 0 < self.clock_mhz < math.inf:
+            raise BitwrightError(
+                f"{self.title} has a clock of {self.clock_mhz:g} MHz, expected a number above 0; choose another clock."
+            )
+        error = abs(self.clock_mhz * 1e6 / self.divisor / self.baud - 1) if self.divisor else 1.0
+        if self.divisor < DIVISOR_MIN or error > BAUD_ERROR_MAX:
+            raise BitwrightError(
+                f"At {self.clock_mhz:g} MHz a bit of {self.baud:,} baud takes {self.divisor} cycles, {error:.1%} off; "
+                f"expected at least {DIVISOR_MIN} cycles and at most {BAUD_ERROR_MAX:.0%}: choose another clock."
+            )
+
+    def clock_below(self, most: float) -> int | None:
+        """Highest clock, whole MHz and at most ``most``, that the PLL makes and the line bears, if there is one."""
+        for clock in range(int(most), 0, -1):
+            try:
+                replace(self, clock_mhz=clock)._check_clock()
+                self.pll(self.oscillator_mhz, clock)
+            except BitwrightError:
+                continue
+            return clock
+        return None
 
     def machine(self, spec: ArraySpec, fabric: Fabric = "portable") -> BoardMachine:
         """What :meth:`check` lets pass, as hardware."""
@@ -201,6 +220,7 @@ class Board:
 
     def top(self, spec: ArraySpec, fabric: Fabric) -> BoardTop:
         """All of the board's FPGA."""
+        self.check(spec)
         clock = self.pll(self.oscillator_mhz, self.clock_mhz)
         return BoardTop(self.machine(spec, fabric), clock)
 
@@ -384,9 +404,10 @@ def build(board: Board, spec: ArraySpec, folder: Path, cache: Path) -> Build:
     netlist, constraints = synthesize_board(board, spec, cache)
     placed = place_and_route(netlist, part, board.clock_mhz, constraints)
     if placed.frequency < board.clock_mhz:
+        slower = board.clock_below(placed.frequency)
         raise BitwrightError(
             f"The design reaches {placed.frequency:.1f} MHz on {board.title}, its clock has {board.clock_mhz:g} MHz; "
-            f"choose a lower clock (--clock {int(placed.frequency)}) or a smaller array."
+            f"choose {f'a lower clock (--clock {slower}) or ' if slower else ''}a smaller array."
         )
     path = folder / f"bitwright.{'bin' if part.family == 'ice40' else 'bit'}"
     content = bitstream(netlist, part, board.clock_mhz, constraints)

@@ -56,8 +56,8 @@ def ecp5_clock(oscillator_mhz: float, clock_mhz: float) -> Clock:
     BitwrightError
         If the PLL cannot make that frequency.
     """
-    # Lattice FPGA-TN-02200: a comparison clock of at least 10 MHz, an oscillator of 400 to 800 MHz.
-    divider = int(600 // clock_mhz)
+    # Lattice FPGA-TN-02200: a comparison clock of at least 10 MHz, an oscillator of 400 to 800 MHz, dividers up to 128.
+    divider = min(int(600 // clock_mhz), 128)
     ratios = [(clock_mhz * before / oscillator_mhz, before) for before in range(1, int(oscillator_mhz / 10) + 1)]
     found = [(int(feedback), before) for feedback, before in ratios if feedback == int(feedback)]
     if not found or not 400 <= divider * clock_mhz <= 800:
