@@ -472,14 +472,18 @@ def write_project(board: Board, spec: ArraySpec, folder: Path) -> list[str]:
     """
     fabric = "portable" if board.part is None else PARTS[board.part].fabric
     plan = board.platform().prepare(board.top(spec, fabric), "top")
-    with replacing(folder) as temporary:
-        plan.extract(temporary)
+    for name, content in plan.files.items():  # one by one: the folder may hold other files
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
     return sorted(plan.files)
 
 
 def _part(board: Board) -> Part:
     if board.part is None:
-        raise BitwrightError(f"What {board.title} has is not known to Bitwright; its vendor's tools tell what fits.")
+        raise BitwrightError(
+            f"Bitwright does not know the FPGA of {board.title}, and what fits it; leave out --fit and --size-only: "
+            "its vendor's tools will tell."
+        )
     return PARTS[board.part]
 
 
