@@ -320,8 +320,8 @@ def virtual_board(
     with _working(f"building the simulator of {found.title}"):
         virtual = VirtualBoard(found, loaded.spec)
     rows = [("port", virtual.port), ("use it", f"bitwright run {program} --port {virtual.port} --timeout 10")]
-    _show({"port": virtual.port}, as_json, lambda: _pairs(rows))
     try:
+        _show({"port": virtual.port}, as_json, lambda: _pairs(rows))
         virtual.serve()
     except KeyboardInterrupt:
         _say("The virtual board is switched off.")

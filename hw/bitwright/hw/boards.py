@@ -401,6 +401,10 @@ def build(board: Board, spec: ArraySpec, folder: Path, cache: Path) -> Build:
         missing or fails.
     """
     part = _part(board)
+    if not board.open:
+        raise BitwrightError(
+            f"Open tools make no bitstream for {part.name}; write a project for its vendor's tools (write_project)."
+        )
     netlist, constraints = synthesize_board(board, spec, cache)
     placed = place_and_route(netlist, part, board.clock_mhz, constraints)
     if placed.frequency < board.clock_mhz:

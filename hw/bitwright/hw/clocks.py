@@ -20,12 +20,14 @@ def ice40_clock(oscillator_mhz: float, clock_mhz: float) -> Clock:
     BitwrightError
         If the PLL cannot make that frequency.
     """
-    # Lattice TN1251: a comparison clock of 10 to 133 MHz, an oscillator of 533 to 1066 MHz.
+    # Lattice TN1251: an oscillator of 533 to 1066 MHz. The filter below is for a comparison clock from 10 to 20 MHz.
     for shift in range(1, 7):
         multiplier = clock_mhz * (1 << shift) / oscillator_mhz
         if multiplier == int(multiplier) <= 64 and 533 <= clock_mhz * (1 << shift) <= 1066:
             break
     else:
+        raise BitwrightError(_no_clock(oscillator_mhz, clock_mhz))
+    if not 10 <= oscillator_mhz < 20:
         raise BitwrightError(_no_clock(oscillator_mhz, clock_mhz))
 
     def make(m: Module, platform: Any) -> Signal:

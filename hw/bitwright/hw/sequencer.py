@@ -157,7 +157,6 @@ class LayerSequencer(wiring.Component):
 
             with m.State("check"):
                 self._note(m, HEADER_WORDS - 1, bad, wrong, wrong_field)
-                m.d.sync += bad.eq(0)
                 with m.If(end > spec.descriptor_depth):
                     m.d.sync += [failed.eq(1), failed_code.eq(ErrorCode.END)]
                     m.next = "hold"
