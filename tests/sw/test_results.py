@@ -76,8 +76,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     assert points[1].done
 
 
-def test_accuracy_between_two_energies_follows_the_logarithm() -> None:
-    points = [(1.0, 50.0), (4.0, 90.0)]
-    assert results._interpolated(points, 2.0) == pytest.approx(70.0)
-    assert results._interpolated(points, 0.5) is None
-    assert results._interpolated(points, 4.0) == pytest.approx(90.0)
+def test_the_best_network_that_takes_no_more_energy() -> None:
+    networks = {"2 bits": (1.0, 50.0), "3 bits": (2.0, 90.0), "3 bits, image 8 bits": (3.0, 80.0)}
+    assert results._best_within(networks, 0.5) == "none"
+    assert results._best_within(networks, 1.9) == "50.0, 2 bits"
+    assert results._best_within(networks, 4.0) == "90.0, 3 bits"

@@ -126,7 +126,9 @@ def test_result_trace_and_network_agree(run):
     assert accepted[-1]["assignment"] == result.bits
     assert accepted[-1]["accuracy"] == result.validation_accuracy
 
-    assert [entry["bits"] for entry in result.uniform] == [8, 6, 5, 4, 3, 2]
+    bits = [(entry["bits"], entry["image_bits"]) for entry in result.uniform]
+    assert bits == [(8, 8), *((bits, image) for bits in (6, 5, 4, 3, 2) for image in (8, bits))]
+    assert all(entry["assignment"]["conv1"]["input"] == entry["image_bits"] for entry in result.uniform)
     eight = load_quantized(folder, result.uniform[0]["assignment"])
     assert evaluate(eight, images.test_pixels, images.test_labels) == result.uniform[0]["test_accuracy"]
     assert result.uniform[0]["test_accuracy"] == pytest.approx(result.float_test_accuracy, abs=0.02)

@@ -397,7 +397,8 @@ def _candidates(
         label = f"{entry['layer']}: {entry['which']} {entry['bits']}"
         candidates += candidate(label, "tried", entry["assignment"], entry["accuracy"])
     for entry in found["uniform"]:
-        candidates += candidate(f"{entry['bits']} bits", "uniform", entry["assignment"], entry["validation_accuracy"])
+        label = f"{entry['bits']} bits" + ("" if entry["image_bits"] == entry["bits"] else ", image 8 bits")
+        candidates += candidate(label, "uniform", entry["assignment"], entry["validation_accuracy"])
     candidates += candidate("search result", "searched", found["bits"], found["validation_accuracy"])
     return candidates
 

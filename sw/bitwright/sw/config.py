@@ -212,7 +212,8 @@ class SearchConfig(_Section):
     fine_tune_epochs, fine_tune_learning_rate
         A candidate that fails is trained for so many epochs and judged again; 0: post-training quantization only.
     uniform_bits
-        Networks with the same bits everywhere but in the image, measured for comparison.
+        Networks with the same bits everywhere, measured for comparison, with all 8 bits of the image and with as many
+        as elsewhere.
     """
 
     weights: Text = "fpnn"

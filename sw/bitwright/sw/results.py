@@ -5,13 +5,12 @@ the command may be given as often as needed, for as long as there is time. A tab
 """
 
 import argparse
-import itertools
 import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,7 +271,8 @@ def search_point(target: float) -> Point:
         "uniform_bits": [8, 7, 6, 5, 4, 3, 2],
     }
     section = type(config.search).model_validate(settings)
-    return Point(f"search/{target:g}", config.model_copy(update={"search": section}), searched=True)
+    array = {"preset": "edge", "threshold_depth": 1 << 13}  # for uniform bits, of which there may be eight
+    return Point(f"search/{target:g}", config.model_copy(update={"search": section, "array": array}), searched=True)
 
 
 def search_points() -> list[Point]:
@@ -281,8 +281,8 @@ def search_points() -> list[Point]:
 
 
 def search_table() -> Iterator[str]:
-    """Energy and accuracy of what the search finds, and of uniform bits with the same energy."""
-    yield "| network | energy, µJ an image | validation accuracy, % | uniform bits at that energy, % |"
+    """Energy and accuracy of what the search finds, and of the best uniform bits that take no more energy."""
+    yield "| network | energy, µJ an image | validation accuracy, % | best uniform bits of no more energy, % |"
     yield "|---|--:|--:|--:|"
     uniform: dict[str, tuple[float, float]] = {}
     for target in TARGETS:
@@ -294,24 +294,20 @@ def search_table() -> Iterator[str]:
             if each.kind == "uniform":
                 uniform[each.label] = each.uj_per_image, 100 * each.accuracy
         [found] = [each for each in report.candidates if each.kind == "searched"]
-        beside = _interpolated(sorted(uniform.values()), found.uj_per_image)
-        shown = "outside their range" if beside is None else f"{beside:.1f}"
+        beside = _best_within(uniform, found.uj_per_image)
         bits = " ".join(f"{weight or '-'}/{inputs}" for weight, inputs in found.bits.values())
         yield (
             f"| searched, target {target:.0%}: W/A {bits} | {found.uj_per_image:.3g} | "
-            f"{100 * found.accuracy:.1f} | {shown} |"
+            f"{100 * found.accuracy:.1f} | {beside} |"
         )
     for label, (energy, accuracy) in sorted(uniform.items(), key=lambda item: -item[1][0]):
         yield f"| uniform, {label} | {energy:.3g} | {accuracy:.1f} | |"
 
 
-def _interpolated(points: Sequence[tuple[float, float]], energy: float) -> float | None:
-    """Accuracy between two (energy, accuracy), by the logarithm of energy; None outside."""
-    for (low, first), (high, second) in itertools.pairwise(points):
-        if low <= energy <= high:
-            share = math.log(energy / low) / math.log(high / low) if high > low else 0.0
-            return first + share * (second - first)
-    return None
+def _best_within(networks: Mapping[str, tuple[float, float]], energy: float) -> str:
+    """Accuracy and name of the most accurate network, of (energy, accuracy), that takes no more energy."""
+    within = [(accuracy, name) for name, (taken, accuracy) in networks.items() if taken <= energy]
+    return "{:.1f}, {}".format(*max(within)) if within else "none"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -75,8 +75,9 @@ class SearchResult:
     whole_network_layer_evaluations
         The same for a search that tries bits from the top down and runs the whole network for each candidate.
     uniform
-        Networks with the same bits everywhere but in the image, never fine-tuned, for comparison: ``bits``,
-        ``assignment``, ``validation_accuracy``, ``test_accuracy``.
+        Networks with the same bits everywhere, never fine-tuned, for comparison, each with all 8 bits of the image and
+        with as many as elsewhere: ``bits``, ``image_bits``, ``assignment``, ``validation_accuracy``,
+        ``test_accuracy``.
     """
 
     bits: Assignment
@@ -447,11 +448,13 @@ class _Search:
         weights, activations = method(self._settings.weights), method(self._settings.activations)
         measured = []
         for bits in self._settings.uniform_bits:
-            if bits in weights.weight_bits and bits in activations.activation_bits:
+            if bits not in weights.weight_bits or bits not in activations.activation_bits:
+                continue
+            for image_bits in dict.fromkeys((8, bits)):
                 assignment = {layer: {"input": bits, "weight": bits} for layer in self.layers}
-                assignment[self.layers[0]]["input"] = 8
+                assignment[self.layers[0]]["input"] = image_bits
                 network = assemble(untuned, assignment, self._settings)
                 calibrate(network, self._images.train_pixels[: self._settings.calibration_images])
                 accuracies = {"validation_accuracy": self._validate(network), "test_accuracy": self._test(network)}
-                measured.append({"bits": bits, "assignment": assignment} | accuracies)
+                measured.append({"bits": bits, "image_bits": image_bits, "assignment": assignment} | accuracies)
         return measured
