@@ -307,7 +307,11 @@ def run_on_board(program: Program, port: str | Line, count: int, table: EnergyTa
 
 
 def run_report(
-    folder: str | Path, table: EnergyTable, images: int | None = None, simulations: Sequence[Path] = ()
+    folder: str | Path,
+    table: EnergyTable,
+    images: int | None = None,
+    simulations: Sequence[Path] = (),
+    batch: int | None = None,
 ) -> RunReport:
     """Gather all that the report shows of a run: its Program is compiled and executed on test images.
 
@@ -321,9 +325,11 @@ def run_report(
         Test images; None: all, at most :data:`REPORT_IMAGES`.
     simulations
         Files of :func:`execute_program` with an RTL back end.
+    batch
+        Images of one execution, at most, in all networks; None: the fastest number that fits the run's own.
     """
     run = Run(folder)
-    program = compile_run(folder)
+    program = compile_run(folder, batch=batch)
     test = images_for(program, images)
     if images is None:
         test = ImageSet(test.images[:REPORT_IMAGES], test.labels[:REPORT_IMAGES])

@@ -289,7 +289,7 @@ def search_table() -> Iterator[str]:
         point = search_point(target)
         if not point.done:
             continue
-        report = run_report(point.folder, load_table("horowitz45"), images=200)
+        report = run_report(point.folder, load_table("horowitz45"), images=200, batch=1)
         for each in report.candidates:
             if each.kind == "uniform":
                 uniform[each.label] = each.uj_per_image, 100 * each.accuracy
