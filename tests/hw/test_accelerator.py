@@ -234,7 +234,8 @@ def test_the_machine_may_be_reset_at_any_time(after: list[int]) -> None:
     """Memories keep their contents: the Program need not be loaded again."""
     program, batches = small()
     m = Module()
-    m.domains.sync = sync = ClockDomain()
+    sync: Any = ClockDomain()
+    m.domains.sync = sync
     m.submodules.dut = dut = Accelerator(program.spec)
 
     async def bench(ctx: Any) -> None:

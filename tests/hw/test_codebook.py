@@ -295,7 +295,8 @@ def test_a_start_ends_what_a_streamer_was_doing():
     single = Descriptor(fields=header(**fields | {"index_planes": 1, "stream_words": 3}), passes=())
     m = Module()
     m.submodules.dut = dut = CodebookStreamer(array)
-    m.domains.sync = sync = ClockDomain()
+    sync: Any = ClockDomain()
+    m.domains.sync = sync
 
     async def bench(ctx):
         rng = random.Random(1)

@@ -286,7 +286,7 @@ def without_zero_planes(layer: Descriptor, words: npt.NDArray[np.uint8], spec: A
     """
     if layer.flags & FLAG_COEFFICIENTS:
         return layer
-    used = words.reshape(len(words), layer.row_tiles, -1, words.shape[2]).any((0, 1, 3))
+    used: npt.NDArray[np.bool_] = np.any(words.reshape(len(words), layer.row_tiles, -1, words.shape[2]), (0, 1, 3))
     lengths = layer.plane_words(spec)
     passes: list[Pass] = []
     doubles = 0

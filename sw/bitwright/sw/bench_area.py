@@ -94,7 +94,8 @@ class SerialTop(wiring.Component):
     def __init__(
         self, inner: wiring.Component, outputs: Callable[[Any], list[Any]], inputs: Callable[[Any], list[Any]]
     ):
-        self.inner, self.outputs, self.inputs = inner, outputs, inputs
+        self.inner: Any = inner
+        self.outputs, self.inputs = outputs, inputs
         super().__init__({"data_in": In(1), "capture": In(1), "data_out": Out(1)})
 
     def elaborate(self, platform: object) -> Module:
@@ -212,10 +213,11 @@ def elements() -> Iterator[Measurement]:
 
 def counters() -> Iterator[Measurement]:
     """A 63-lane counter on an iCE40 HX8K, placed and routed between registers."""
-    top = SerialTop(ProductCounter(63, "ice40"), lambda unit: [unit.count], lambda unit: [unit.first, unit.second])
+    counter = ProductCounter(63, "ice40")
+    top = SerialTop(counter, lambda unit: [unit.count], lambda unit: [unit.first, unit.second])
     placed = place_and_route(synthesize(design_text(top), "ice40", CACHE), PARTS["hx8k"], 104)
     # Yosys merges the input registers with the shift register that feeds them.
-    beyond = placed.used["ICESTORM_LC"] - 2 * 63 - len(top.inner.count)
+    beyond = placed.used["ICESTORM_LC"] - 2 * 63 - len(counter.count)
     yield Measurement("AND + popcount, 63 lanes, HX8K, beyond the input registers", beyond, "cells", "<= 155")
     yield Measurement("AND + popcount, 63 lanes, HX8K", placed.frequency, "MHz", ">= 104")
 
