@@ -6,7 +6,6 @@ is printed, written to ``build/bench-area.json`` and filled into ``docs/area.md`
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -314,11 +313,8 @@ def on_board(
 ) -> Iterator[Measurement]:
     """A board's bitstream, and how fast a network is on its array, at the board's clock, without its serial line."""
     board = boards.board(name)
-    started = time.perf_counter()
     built = boards.build(board, board.array, CACHE / name, CACHE)
-    seconds = time.perf_counter() - started
     spec, label = board.array, f"{board.title}, {board.array.rows} × {board.array.columns} × {board.array.lanes}"
-    yield Measurement(f"{label}: bitstream, unless it was there", seconds, "s", "<= 900")
     yield from _resources(label, built.used, built.available)
     yield Measurement(f"{label}: clock", built.frequency, "MHz", f">= {board.clock_mhz:g}")
     program = network_program(model, bits, in_shape, dataclasses.replace(spec, zero_skip="off"), 1, input_bits)
