@@ -516,7 +516,7 @@ def page(groups: Mapping[str, Sequence[Measurement]]) -> str:
     for group, measurements in groups.items():
         lines += [
             "",
-            f"## {group.capitalize()}",
+            f"## `{group}`",
             "",
             "| what | value | unit | to reach | met | beside |",
             "|---|--:|---|---|---|---|",
