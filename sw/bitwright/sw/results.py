@@ -323,7 +323,7 @@ def cifar_point(model: str, method: str) -> Point:
 
     First and last layer keep 8 bits, where the publications keep them in float.
     """
-    short = {"resnet20": (5_000, 4), "vgg_small": (1_000, 4)}
+    short = {"resnet20": (5_000, 4), "vgg_small": (1_000, 1)}
     images, epochs = short[model]
     train = {
         "epochs": epochs,
