@@ -130,7 +130,9 @@ MUTATIONS = (
     Mutation(
         "plane of the residual", "sequencer.py", "plane >= layer.activation_planes", "plane > layer.activation_planes"
     ),
-    Mutation("words left out not counted", "sequencer.py", "self.skipped + words - length.words", "self.skipped + words"),
+    Mutation(
+        "words left out not counted", "sequencer.py", "self.skipped + words - length.words", "self.skipped + words"
+    ),
     # Coded weights.
     Mutation(
         "index planes the wrong way",
