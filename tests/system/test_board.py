@@ -21,8 +21,8 @@ from bitwright.hw.boards import BOARDS, Board, board, build, fit, sizes, write_p
 from bitwright.hw.clocks import direct_clock, ecp5_clock, ice40_clock, series7_clock
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.framing import ESCAPE, FLAG
-from bitwright.hw.isa import preset
-from bitwright.hw.synthesis import run
+from bitwright.hw.isa import PRESETS, preset
+from bitwright.hw.synthesis import TooLargeError, run
 from bitwright.sim import board as simulated
 from bitwright.sim.board import SimulatedLine, serving
 from bitwright.sim.execution import Execution
@@ -325,7 +325,11 @@ def test_sizes_and_the_largest_preset_that_fits(tmp_path: Path) -> None:
     assert all(used <= has for used, has in taken.values())
     with pytest.raises(BitwrightError, match=r"The weight memories need 16,777,216 bits, but .* 14,\d+,\d+ too many"):
         sizes(arty, preset("large"), tmp_path)
-    assert fit(arty, tmp_path) == "demo"
+    found = fit(arty, tmp_path)
+    sizes(arty, preset(found), tmp_path)
+    larger = list(PRESETS)[list(PRESETS).index(found) + 1]
+    with pytest.raises(TooLargeError, match="Artix-7 35T has"):
+        sizes(arty, preset(larger), tmp_path)
 
 
 @pytest.mark.slow
