@@ -10,7 +10,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 from bitwright.hw import framing, isa, packets, verilog
 from bitwright.hw.boards import BOARDS
-from bitwright.hw.sequencer import PASS
+from bitwright.hw.descriptor import PASS
 from bitwright.hw.synthesis import PARTS
 from bitwright.sim import timeline
 from bitwright.sim.energy import load_table, table_names

@@ -69,13 +69,13 @@ MUTATIONS = (
     ),
     Mutation("weights held too long", "array.py", "with m.If(self.active.any()):", "with m.If(self.active.all()):"),
     # Walking windows and their reads.
-    Mutation("first of a pooling window", "fetch.py", "Cat(*moves[:4])", "Cat(*moves[:3])"),
-    Mutation("outer loop forgets inner ones", "fetch.py", "Cat(moves[: level + 2])", "Cat(moves[: level + 1])"),
-    Mutation("image row in a pooling window", "fetch.py", "layer.pool_y_rows, None)", "None, None)"),
-    Mutation("plane step ignored", "fetch.py", '"offset", position, plane_stride,', '"offset", position, None,'),
-    Mutation("no flush of a straddling chunk", "fetch.py", "fills & place_after[:-1].any()", "0"),
-    Mutation("chunk of a full run", "fetch.py", "left <= layer.chunk_granules", "left < layer.chunk_granules"),
-    Mutation("place kept between planes", "fetch.py", "Mux(read.plane_end, 0, ", "Mux(0, 0, "),
+    Mutation("first of a pooling window", "walkers.py", "Cat(*moves[:4])", "Cat(*moves[:3])"),
+    Mutation("outer loop forgets inner ones", "walkers.py", "Cat(moves[: level + 2])", "Cat(moves[: level + 1])"),
+    Mutation("image row in a pooling window", "walkers.py", "layer.pool_y_rows, None)", "None, None)"),
+    Mutation("plane step ignored", "walkers.py", '"offset", position, plane_stride,', '"offset", position, None,'),
+    Mutation("no flush of a straddling chunk", "walkers.py", "fills & place_after[:-1].any()", "0"),
+    Mutation("chunk of a full run", "walkers.py", "left <= layer.chunk_granules", "left < layer.chunk_granules"),
+    Mutation("place kept between planes", "walkers.py", "Mux(read.plane_end, 0, ", "Mux(0, 0, "),
     # Loading windows.
     Mutation("bottom padding", "fetch.py", "< self.layer.input_height", "<= self.layer.input_height"),
     Mutation("left padding", "fetch.py", "Mux(x[place_bits:].all(), -x, granules)", "0"),
@@ -114,24 +114,24 @@ MUTATIONS = (
         "header fetched over a running layer", "sequencer.py", '"header" if spec.prefetch else "layer"', '"header"'
     ),
     Mutation(
-        "weights of a stream go elsewhere", "sequencer.py", "stream_base.eq(upcoming.", "stream_base.eq(self.layer."
+        "weights of a stream go elsewhere", "streamer.py", "self.layer.weight_base + word", "self.layer.weight_base"
     ),
     Mutation(
         "chunks of a stream the wrong way",
-        "sequencer.py",
+        "streamer.py",
         "Cat(self.write_word, self.beats.payload)[BUS_WIDTH:]",
         "Cat(self.beats.payload, self.write_word)",
     ),
-    Mutation("doublings of a dropped pass lost", "sequencer.py", "doubles.eq(total)", "doubles.eq(0)"),
-    Mutation("doublings twice", "sequencer.py", "[started.eq(1), doubles.eq(0)]", "started.eq(1)"),
-    Mutation("doublings of nothing", "sequencer.py", "m.Elif(started)", "m.Else()"),
-    Mutation("doublings of the last passes lost", "sequencer.py", "(doubles != 0) | ~started", "~started"),
-    Mutation("pass ahead of its plane", "sequencer.py", "self.loaded_planes > entry", "self.loaded_planes >= entry"),
+    Mutation("doublings of a dropped pass lost", "schedule.py", "doubles.eq(total)", "doubles.eq(0)"),
+    Mutation("doublings twice", "schedule.py", "[started.eq(1), doubles.eq(0)]", "started.eq(1)"),
+    Mutation("doublings of nothing", "schedule.py", "m.Elif(started)", "m.Else()"),
+    Mutation("doublings of the last passes lost", "schedule.py", "(doubles != 0) | ~started", "~started"),
+    Mutation("pass ahead of its plane", "schedule.py", "self.loaded_planes > entry", "self.loaded_planes >= entry"),
     Mutation(
-        "plane of the residual", "sequencer.py", "plane >= layer.activation_planes", "plane > layer.activation_planes"
+        "plane of the residual", "schedule.py", "plane >= layer.activation_planes", "plane > layer.activation_planes"
     ),
     Mutation(
-        "words left out not counted", "sequencer.py", "self.skipped + words - length.words", "self.skipped + words"
+        "words left out not counted", "schedule.py", "self.skipped + words - length.words", "self.skipped + words"
     ),
     # Coded weights.
     Mutation(
@@ -185,7 +185,7 @@ MUTATIONS = (
         "planes cut short by the next word", "codebook.py", "ready.eq(~(complete & active & ~step_end))", "ready.eq(1)"
     ),
     Mutation(
-        "index planes of another descriptor",
+        "stream of another descriptor",
         "accelerator.py",
         "streamer.layer.eq(sequencer.stream_layer)",
         "streamer.layer.eq(sequencer.layer)",
@@ -197,14 +197,14 @@ MUTATIONS = (
         "self.done.eq(taken & ended)",
     ),
     # Operations.
-    Mutation("first pass clears every word", "sequencer.py", " & first_extra & first_word", ""),
-    Mutation("doubling at every word", "sequencer.py", "entry.double & first_word", "entry.double"),
-    Mutation("doubling computes", "sequencer.py", "operation.empty.eq(empty)", "operation.empty.eq(0)"),
-    Mutation("drain waited for a cycle less", "sequencer.py", "group.drain_cycles - 1", "group.drain_cycles - 2"),
-    Mutation("weights of tile 0", "sequencer.py", "weight_address + layer.weight_tile_stride", "weight_address"),
-    Mutation("weights of one plane", "sequencer.py", "weight_address + entry.weight_offset", "weight_address"),
-    Mutation("coefficients of tile 0", "sequencer.py", "coefficient_address + layer.passes", "coefficient_address"),
-    Mutation("list of the first plane", "sequencer.py", "Mux(first_word, entry.base, list_address)", "list_address"),
+    Mutation("first pass clears every word", "issuer.py", " & first_extra & first_word", ""),
+    Mutation("doubling at every word", "issuer.py", "entry.double & first_word", "entry.double"),
+    Mutation("doubling computes", "issuer.py", "operation.empty.eq(empty)", "operation.empty.eq(0)"),
+    Mutation("drain waited for a cycle less", "issuer.py", "group.drain_cycles - 1", "group.drain_cycles - 2"),
+    Mutation("weights of tile 0", "issuer.py", "weight_address + layer.weight_tile_stride", "weight_address"),
+    Mutation("weights of one plane", "issuer.py", "weight_address + entry.weight_offset", "weight_address"),
+    Mutation("coefficients of tile 0", "issuer.py", "coefficient_address + layer.passes", "coefficient_address"),
+    Mutation("list of the first plane", "issuer.py", "Mux(first_word, entry.base, list_address)", "list_address"),
     # Draining.
     Mutation("threshold > instead of >=", "drain.py", "threshold + complement", "threshold + complement + 1"),
     Mutation("negative gain ignored", "drain.py", " ^ (flags & THRESHOLD_NEGATE).any()", ""),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal
 
-from bitwright.hw import fetch, sequencer
+from bitwright.hw import fetch, issuer, schedule, sequencer
 from bitwright.hw.fetch import length_layout, stage_layout
 from bitwright.hw.isa import HEADER_WORDS, ArraySpec, ZeroSkip, descriptor_fields
 from prove import assume, constant, ensure, mutated, prove
@@ -272,10 +272,10 @@ class IssuerProof(Elaboratable):
     ``PATIENCE`` cycles. Pass words are anything but for their doublings, at most one each: more take more cycles.
     """
 
-    def __init__(self, spec, bound, module=sequencer):
+    def __init__(self, spec, bound, schedule=schedule, issuer=issuer):
         self.spec = spec
         self.bound = bound
-        self.scheduler, self.issuer = module.PassScheduler(spec), module.TileIssuer(spec)
+        self.scheduler, self.issuer = schedule.PassScheduler(spec), issuer.TileIssuer(spec)
         self.fields = {
             name: Signal.like(self.issuer.layer[name], name=name)
             for name in ("passes", "activation_planes", "row_tiles", "window_length", "output_planes")
@@ -377,10 +377,15 @@ def test_every_group_is_taken_and_ends(zero_skip, tmp_path):
 
 
 ISSUER_FAULTS = [
-    ("waiting.eq(drain_wait != 1)]", "waiting.eq(1)]"),
-    ("keep.eq(length.some)", "keep.eq(1)"),
-    ("write.en.eq((doubles != 0) | ~started)", "write.en.eq(doubles != 0)"),
-    ("last_tile.eq(tile_number + 2 == layer.row_tiles)", "last_tile.eq(tile_number + 1 == layer.row_tiles)"),
+    {"issuer": ("waiting.eq(drain_wait != 1)]", "waiting.eq(1)]")},
+    {"schedule": ("keep.eq(length.some)", "keep.eq(1)")},
+    {"schedule": ("write.en.eq((doubles != 0) | ~started)", "write.en.eq(doubles != 0)")},
+    {
+        "issuer": (
+            "last_tile.eq(tile_number + 2 == layer.row_tiles)",
+            "last_tile.eq(tile_number + 1 == layer.row_tiles)",
+        )
+    },
 ]
 
 
@@ -389,5 +394,6 @@ ISSUER_FAULTS = [
 def test_an_issuer_that_hangs_is_found(fault, tmp_path):
     spec = tiny_spec("skip", window_depth=2)
     bound = issuer_bound(spec)
-    proof = IssuerProof(spec, bound, mutated(sequencer, *fault))
+    modules = {"schedule": schedule, "issuer": issuer}
+    proof = IssuerProof(spec, bound, **{name: mutated(modules[name], *texts) for name, texts in fault.items()})
     assert not prove(proof, proof.inputs, tmp_path, cycles=2 * bound, at_once=True).proven

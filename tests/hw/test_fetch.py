@@ -12,8 +12,10 @@ from amaranth.hdl import Module, Signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitwright.hw.fetch import PixelWalker, WindowLoader, coordinate_width, descriptor_layout
+from bitwright.hw.descriptor import descriptor_layout
+from bitwright.hw.fetch import WindowLoader
 from bitwright.hw.isa import BANK, FLAG_RAW, GRANULE, LOAD_LATENCY, ArraySpec, Descriptor, descriptor_fields
+from bitwright.hw.walkers import PixelWalker, coordinate_width
 from drive import drive, header, wrap
 
 BANK_GRANULES = BANK // GRANULE

@@ -13,8 +13,11 @@ from bitwright.hw.drain import Drain, threshold_layout, tile_layout
 from bitwright.hw.fetch import WindowLoader
 from bitwright.hw.host import HostPort, host_signature
 from bitwright.hw.isa import BUS_WIDTH, COUNTERS, FLAG_COEFFICIENTS, FLAG_OFFSET, ArraySpec
+from bitwright.hw.issuer import TileIssuer, operation_layout
 from bitwright.hw.popcount import Fabric, popcount
-from bitwright.hw.sequencer import LayerSequencer, PassScheduler, TileIssuer, WeightStreamer, operation_layout
+from bitwright.hw.schedule import PassScheduler
+from bitwright.hw.sequencer import LayerSequencer
+from bitwright.hw.streamer import WeightStreamer
 
 PROBE_WRITES = 4
 """Writes that the probe can show in a cycle: one for each plane that the drain writes at once."""
@@ -374,11 +377,11 @@ class Accelerator(wiring.Component):
             streamer = CodebookStreamer(spec) if spec.codebook_bits else WeightStreamer(spec)
             m.submodules.streamer = ResetInserter(host.clear)(streamer)
             wiring.connect(m, wiring.flipped(self.weights), streamer.beats)
-            m.d.comb += [streamer.start.eq(sequencer.stream_start), sequencer.stream_done.eq(streamer.done)]
-            if isinstance(streamer, CodebookStreamer):
-                m.d.comb += streamer.layer.eq(sequencer.stream_layer)
-            else:
-                m.d.comb += [streamer.base.eq(sequencer.stream_base), streamer.words.eq(sequencer.stream_words)]
+            m.d.comb += [
+                streamer.start.eq(sequencer.stream_start),
+                streamer.layer.eq(sequencer.stream_layer),
+                sequencer.stream_done.eq(streamer.done),
+            ]
             chosen_address, chosen_word = Signal.like(write_address), Signal.like(write_word)
             chosen_row, chosen = Signal.like(write_row), Signal()
             m.d.sync += [

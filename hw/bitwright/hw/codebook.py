@@ -6,8 +6,8 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from bitwright.hw.fetch import descriptor_layout
 from bitwright.hw.isa import BUS_WIDTH, ArraySpec
+from bitwright.hw.streamer import streamer_ports
 
 PLAIN_TABLE = 0xAAAA
 """Table of words that are stored as they are: indices of one plane, whatever the planes above it hold."""
@@ -86,16 +86,8 @@ class CodebookStreamer(wiring.Component):
 
     Members
     -------
-    layer : ``In(descriptor_layout(spec))``
-        Descriptor of the part whose weights are loaded, stable from ``start`` to ``done``.
-    beats : ``In(stream.Signature(32))``
-        As :mod:`bitwright.hw.isa` lays streams out.
-    start : ``In(1)``
-        Load that part's weights, from the next cycle on.
-    done : ``Out(1)``
-        Last cycle of it.
-    write : ``Out(1)``, write_row, write_address, write_word
-        Write port of the weight memories.
+    layer, beats, start, done, write, write_row, write_address, write_word
+        :func:`bitwright.hw.streamer.streamer_ports`.
     """
 
     layer: "data.View[Any]"
@@ -109,18 +101,7 @@ class CodebookStreamer(wiring.Component):
 
     def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
-        super().__init__(
-            {
-                "layer": In(descriptor_layout(spec)),
-                "beats": In(stream.Signature(BUS_WIDTH)),
-                "start": In(1),
-                "done": Out(1),
-                "write": Out(1),
-                "write_row": Out(8),
-                "write_address": Out(16),
-                "write_word": Out(spec.lanes),
-            }
-        )
+        super().__init__(streamer_ports(spec))
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""

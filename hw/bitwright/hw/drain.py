@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from bitwright.hw.fetch import descriptor_layout
+from bitwright.hw.descriptor import descriptor_layout
 from bitwright.hw.isa import (
     CODE_TABLE_PLANES,
     FLAG_COEFFICIENTS,

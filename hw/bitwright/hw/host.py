@@ -19,7 +19,7 @@ from bitwright.hw.isa import (
     Region,
     Register,
 )
-from bitwright.hw.sequencer import skipped_width
+from bitwright.hw.schedule import skipped_width
 
 
 def host_signature(spec: ArraySpec) -> wiring.Signature:

@@ -22,7 +22,7 @@ from bitwright.hw.drain import SearchControl, ThresholdUnit, threshold_layout
 from bitwright.hw.isa import ArraySpec, preset
 from bitwright.hw.pe import ProcessingElement
 from bitwright.hw.popcount import Fabric, count_products
-from bitwright.hw.sequencer import WeightStreamer
+from bitwright.hw.streamer import WeightStreamer
 from bitwright.hw.synthesis import (
     LUTS_OF_CELLS,
     PARTS,
