@@ -78,7 +78,7 @@ def operations(layer: Descriptor, spec: ArraySpec, active: list[npt.NDArray[np.b
     return steps + [None] * missing or [None]
 
 
-def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dict[str, int]:
+def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dict[str, Any]:
     """Walker, loader, scheduler, issuer and drain, one cycle at a time; cycle 0 is that of the start pulse."""
     bits = [
         (words[:, 0] >> bit & 1).astype(bool)
@@ -88,36 +88,43 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
     planes = [bits[layer.code_bit(plane)] for plane in range(len(bits))]
     groups = [range(start, min(start + spec.columns, layer.pixels)) for start in range(0, layer.pixels, spec.columns)]
     events = dict.fromkeys(("busy", "stalls", "computed", "gated", "skipped", "waits", "doublings"), 0)
-    walk_left, reads_left, next_group = spec.columns, 0, 0
-    loaded: int | None = None  # the group that is being loaded, or waits for the issuer
-    reads = 0  # cycles since its first read
+    walk_left, reads_left = spec.columns, 0
+    started = taken = 0  # groups whose reads have begun, and that the issuer has taken
+    ages: dict[int, int] = {}  # of the groups that occupy a half of the buffers, cycles since their first read
+    listing: int | None = None  # cycles since the list of the group to be taken next was begun
     scheduled, until_complete = 0, 0  # passes of the schedule, and cycles after that
     current: int | None = None
     steps: list[int | None] = []
-    tile = position = drain_wait = last = first_take = 0
+    tile = position = drain_wait = last = 0
+    loads: list[int] = []
+    takes: list[int] = []
     for now in range(1, 1 << 30):
-        # The walker steps, or the loader reads; it has a group in hand until that is taken.
-        reads += 1
+        # The walker steps, or the loader reads, into a half that no group occupies.
+        ages = {group: age + 1 for group, age in ages.items()}
         if walk_left:
             walk_left -= 1
-        elif not reads_left and loaded is None and next_group < len(groups):
-            reads_left, loaded, reads = layer.group_loads(spec), next_group, 0
-            if spec.zero_skip == "skip":
-                scheduled = 0
+        elif not reads_left and len(ages) < 2 and started < len(groups):
+            ages[started] = 0
+            loads.append(now)
+            started, reads_left = started + 1, layer.group_loads(spec)
         if reads_left:
             reads_left -= 1
             if not reads_left:
-                next_group, walk_left = next_group + 1, spec.columns
-        # The scheduler takes a pass a cycle: of the layer, or of the group, once the plane is there.
-        there = [reads >= at + LOAD_LATENCY for at in np.cumsum(layer.plane_loads(spec)).tolist()]
+                walk_left = spec.columns
+        # The scheduler takes a pass a cycle: of the layer, or of the next group, once the plane is there. It begins the
+        # cycle after that group's first read and the last take.
+        age = ages.get(taken, -1)
+        there = [age >= at + LOAD_LATENCY for at in np.cumsum(layer.plane_loads(spec)).tolist()]
+        if spec.zero_skip == "skip":
+            listing = listing + 1 if listing is not None else 0 if age > 0 else None
         if until_complete:
             until_complete -= 1
         if scheduled < len(layer.passes):
-            listed = reads >= 1 + SCHEDULE_START and loaded is not None and there[layer.passes[scheduled].plane]
+            listed = listing is not None and listing >= SCHEDULE_START and there[layer.passes[scheduled].plane]
             if listed or spec.zero_skip != "skip":
                 scheduled = scheduled + 1
                 until_complete = SCHEDULE_END if spec.zero_skip == "skip" else SCHEDULE_OVERHEAD
-        ready = loaded is not None and all(there) and scheduled == len(layer.passes) and not until_complete
+        ready = all(there) and scheduled == len(layer.passes) and not until_complete
 
         idle = current is None
         if current is not None:
@@ -138,17 +145,20 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
                     position, tile = 0, tile + 1
                 if tile == layer.row_tiles:
                     idle, tile = True, 0
+                    del ages[current]
                     if current == len(groups) - 1:
                         break
         drain_wait = max(0, drain_wait - 1)
-        if idle and ready and loaded is not None:
-            current, loaded = loaded, None
-            first_take = first_take or now
+        if idle and ready:
+            current, taken = taken, taken + 1
+            takes.append(now)
+            if spec.zero_skip == "skip":
+                listing, scheduled = None, 0
             window = [words[:, list(groups[current])] for words in planes]
             steps = operations(layer, spec, window, len(groups[current]))
         elif idle:
             current = None
-            events["waits"] += bool(first_take)
+            events["waits"] += bool(takes)
     load = last + spec.derived.issue_to_load
     columns, drain_steps = len(groups[-1]), layer.drain_steps(spec)
     if layer.raw:
@@ -156,7 +166,7 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
     else:
         # All comparators are passed; then the steps in which the last column is written.
         end = load + (columns - 1 + spec.drain_planes) * drain_steps + DRAIN_TO_WRITE + drain_steps - 1
-    return events | {"end": end, "take": first_take, "last": last}
+    return events | {"end": end, "loads": loads, "takes": takes, "last": last}
 
 
 @given(parts(), st.integers(0, 2**32 - 1))
@@ -171,7 +181,8 @@ def test_recurrences_equal_the_stepped_machine(drawn: tuple[Plan, int], seed: in
     counters = timeline.part_counters(layer, spec, work, timing)
     predicted = {name: int(counters[name][0]) for name in ("busy", "stalls", "computed", "gated", "skipped")}
     predicted |= {"waits": int(timing.waits[0]), "doublings": layer.row_tiles * int(work.doublings.sum())}
-    predicted |= {"end": int(timing.end[0]), "take": timing.take, "last": int(timing.last[0])}
+    predicted |= {"end": int(timing.end[0]), "last": int(timing.last[0])}
+    predicted |= {"loads": timing.loads[0].tolist(), "takes": timing.takes[0].tolist()}
     assert predicted == step_machine(layer, spec, active)
     outputs = np.zeros((layer.pixels // layer.pool_area, layer.channels), np.int64)
     writes = timeline.part_writes(layer, spec, timing, 0, 100, outputs)

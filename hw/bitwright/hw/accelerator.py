@@ -145,15 +145,17 @@ class Accelerator(wiring.Component):
             sequencer.overflow.eq(loader.overflow),
             loader.layer.eq(layer),
             loader.start.eq(sequencer.run),
+            loader.issuing.eq(issuer.buffer),
             loader.take.eq(issuer.take),
+            loader.release.eq(issuer.release),
             scheduler.layer.eq(layer),
             scheduler.pass_address.eq(sequencer.pass_address),
             scheduler.start.eq(sequencer.run),
-            scheduler.group.eq(loader.group),
             scheduler.group_started.eq(loader.started),
             scheduler.loaded_planes.eq(loader.loaded_planes),
+            scheduler.lengths.eq(loader.lengths),
             scheduler.group_ready.eq(loader.ready),
-            scheduler.group_buffer.eq(loader.buffer),
+            scheduler.group_buffer.eq(~issuer.buffer),
             scheduler.take.eq(issuer.take),
             scheduler.entry_buffer.eq(issuer.entry_buffer),
             scheduler.entry_index.eq(issuer.entry_index),
@@ -162,7 +164,6 @@ class Accelerator(wiring.Component):
             issuer.start.eq(sequencer.run),
             issuer.group.eq(loader.group),
             issuer.group_ready.eq(loader.ready & scheduler.complete),
-            issuer.group_buffer.eq(loader.buffer),
             issuer.count.eq(scheduler.count),
             issuer.skipped.eq(scheduler.skipped),
             issuer.first.eq(scheduler.first),
@@ -190,7 +191,6 @@ class Accelerator(wiring.Component):
         # Cycle 0 of an operation: its list entry is looked up.
         issued = issuer.operation
         m.d.comb += [
-            loader.list_buffer.eq(issued.buffer),
             loader.list_address.eq(issued.list_address),
             loader.list_index.eq(issued.list_index),
         ]

@@ -3,7 +3,7 @@
 import itertools
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -34,6 +34,7 @@ def stage_layout(spec: ArraySpec) -> data.StructLayout:
             "active": 1,  # there is one
             "turns": spec.columns_per_copy,  # which of the columns that share a copy it is for, one-hot
             "last_turn": 1,
+            "buffer": 1,  # half of the buffers that its group is loaded into
             "read": read_layout(spec),
         }
     )
@@ -209,10 +210,14 @@ def group_layout(spec: ArraySpec) -> data.StructLayout:
             "pool_first": spec.columns,  # columns whose window starts a pooling window
             "pool_last": spec.columns,  # columns whose window ends one
             "drain_cycles": (spec.columns * max(spec.rows, spec.activation_planes_max)).bit_length(),
-            "lengths": data.ArrayLayout(length_layout(spec), derived.lists),  # entries of each plane
             "last": 1,  # of the layer
         }
     )
+
+
+def lengths_layout(spec: ArraySpec) -> data.ArrayLayout:
+    """How long the lists of the planes of a group are."""
+    return data.ArrayLayout(length_layout(spec), spec.derived.lists)
 
 
 def length_layout(spec: ArraySpec) -> data.StructLayout:
@@ -231,11 +236,12 @@ def entry_layout(spec: ArraySpec) -> data.StructLayout:
 
 
 class WindowLoader(wiring.Component):
-    """Load the windows of a group of ``columns`` pixels, and list the words to compute on, while the last one computes.
+    """Load the windows of groups of ``columns`` pixels, and list the words to compute on, while others compute.
 
     A group takes a cycle for each column, in which the windows are walked, and one for each of the columns that share
-    a copy and each read of a window, empty ones to write a begun word included. It waits in between until the group
-    before it is taken. ``LOAD_LATENCY`` cycles after the cycle that follows the last read, the group is ready.
+    a copy and each read of a window, empty ones to write a begun word included. ``LOAD_LATENCY`` cycles after the cycle
+    that follows the last read, it is ready. Groups fill the two halves of the buffers in turn, and are taken in turn:
+    between walk and reads a group waits until its half has been released.
 
     Parameters
     ----------
@@ -248,17 +254,19 @@ class WindowLoader(wiring.Component):
         Descriptor; constant from ``start`` to the end of the layer.
     start : ``In(1)``
         Start the layer. The last one's last group has been taken.
+    issuing : ``In(1)``
+        Half of the buffers that holds the group that was taken last; the other one is that of the next group.
     take : ``In(1)``
-        The group that is ready is being taken: its windows will be read, and from the next cycle on the next group may
-        be loaded into the other half of the buffers.
+        The next group, which is ready, is being taken: in the next cycle ``issuing`` is its half.
+    release : ``In(1)``
+        The last operation of the group that was taken is being issued: from the next cycle on, its half may be filled.
+    group : ``Out(group_layout(spec))``
+        The group that was taken, until the cycle in which it is released.
     ready : ``Out(1)``
-        A group is ready to be taken.
-    started : ``Out(1)``, loaded_planes : ``Out(range(lists + 1))``
-        A group's first read has begun, in the cycle before; planes of it that have been loaded and listed, until it is
-        taken.
-    group : ``Out(group_layout(spec))``, buffer : ``Out(1)``
-        The group while ``ready``, and one cycle longer; half of the window buffer and the lists that it lies in. The
-        lengths, in the list of each plane, are those that ``zero_skip`` leaves.
+        The next group is ready to be taken.
+    started : ``Out(1)``, loaded_planes : ``Out(range(lists + 1))``, lengths : ``Out(lengths_layout(spec))``
+        With ``zero_skip`` "skip", else 0: whether the next group's first read has begun, in an earlier cycle; how many
+        of its planes have been loaded and listed; and how long their lists are.
     loading : ``Out(1)``
         A read, or an empty one, begins.
     read : ``Out(1)``, read_position : ``Out(copies × position_width)``
@@ -269,9 +277,9 @@ class WindowLoader(wiring.Component):
         Write to the window buffers of these columns; the upper half of the addresses is of buffer 1.
     window_write_data : ``Out(columns × lanes)``
         What to write.
-    list_buffer : ``In(1)``, list_address, list_index : ``In(window_address_width)``
-        Entry to look up: number ``list_index`` of the list that begins, as the plane does in the window buffer, at
-        ``list_address - list_index``.
+    list_address, list_index : ``In(window_address_width)``
+        Entry of the group that was taken to look up: number ``list_index`` of the list that begins, as the plane does
+        in the window buffer, at ``list_address - list_index``.
     entry : ``Out(entry_layout(spec))``
         That entry, one cycle later.
     overflow : ``Out(1)``
@@ -280,12 +288,14 @@ class WindowLoader(wiring.Component):
 
     layer: "data.View[Any]"
     start: Signal
+    issuing: Signal
     take: Signal
+    release: Signal
+    group: "data.View[Any]"
     ready: Signal
     started: Signal
     loaded_planes: Signal
-    group: "data.View[Any]"
-    buffer: Signal
+    lengths: "data.View[Any]"
     loading: Signal
     read: Signal
     read_position: "data.View[Any]"
@@ -293,7 +303,6 @@ class WindowLoader(wiring.Component):
     window_write: Signal
     window_write_address: Signal
     window_write_data: "data.View[Any]"
-    list_buffer: Signal
     list_address: Signal
     list_index: Signal
     entry: "data.View[Any]"
@@ -306,12 +315,14 @@ class WindowLoader(wiring.Component):
             {
                 "layer": In(descriptor_layout(spec)),
                 "start": In(1),
+                "issuing": In(1),
                 "take": In(1),
+                "release": In(1),
+                "group": Out(group_layout(spec)),
                 "ready": Out(1),
                 "started": Out(1),
                 "loaded_planes": Out(range(derived.lists + 1)),
-                "group": Out(group_layout(spec)),
-                "buffer": Out(1),
+                "lengths": Out(lengths_layout(spec)),
                 "loading": Out(1),
                 "read": Out(1),
                 "read_position": Out(data.ArrayLayout(derived.position_width, derived.copies)),
@@ -319,7 +330,6 @@ class WindowLoader(wiring.Component):
                 "window_write": Out(spec.columns),
                 "window_write_address": Out(1 + derived.window_address_width),
                 "window_write_data": Out(data.ArrayLayout(spec.lanes, spec.columns)),
-                "list_buffer": In(1),
                 "list_address": In(derived.window_address_width),
                 "list_index": In(derived.window_address_width),
                 "entry": Out(entry_layout(spec)),
@@ -329,8 +339,7 @@ class WindowLoader(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
-        spec, group = self.spec, self.group
-        share = spec.columns_per_copy
+        spec, share = self.spec, self.spec.columns_per_copy
         m = Module()
         m.submodules.walker = walker = PixelWalker(spec)
         m.submodules.reads = reads = ReadWalker(spec)
@@ -345,13 +354,14 @@ class WindowLoader(wiring.Component):
 
         # A read goes through the stages one after the other; in stage 0 it begins.
         stages = [Signal(stage_layout(spec), name=f"stage_{number}") for number in range(5)]
-        turn, last_turn = Signal(range(share)), Signal()
+        turn, last_turn, buffer = Signal(range(share)), Signal(), Signal()
         m.d.comb += [
             last_turn.eq(turn == share - 1),
             reads.step.eq(self.loading & last_turn),
             stages[0].active.eq(self.loading),
             stages[0].last_turn.eq(last_turn),
             stages[0].turns.eq(1 << turn),
+            stages[0].buffer.eq(buffer),
             stages[0].read.eq(reads.read),
             self.read.eq(stages[1].active),
         ]
@@ -360,12 +370,15 @@ class WindowLoader(wiring.Component):
             m.d.sync += turn.eq(Mux(last_turn, 0, turn + 1))
 
         # Walk a group, wait for its half of the buffers, load.
-        occupied, was_loading, first_read = Signal(), Signal(), Signal()
+        occupied = Signal(data.ArrayLayout(1, 2))  # from a group's first read until it is released
+        free, was_loading, first_read = Signal(), Signal(), Signal()
         walked = Signal(range(spec.columns))
-        m.d.comb += first_read.eq(self.loading & ~was_loading)
-        m.d.sync += [was_loading.eq(self.loading), self.started.eq(first_read)]
-        with m.If(self.take):
-            m.d.sync += occupied.eq(0)
+        m.d.comb += [first_read.eq(self.loading & ~was_loading), free.eq(~occupied.as_value().all() | self.release)]
+        m.d.sync += was_loading.eq(self.loading)
+        with m.If(first_read):
+            m.d.sync += occupied[buffer].eq(1)
+        with m.If(self.release):
+            m.d.sync += occupied[self.issuing].eq(0)
         with m.FSM():
             with m.State("idle"), m.If(self.start):
                 m.next = "walk"
@@ -375,19 +388,22 @@ class WindowLoader(wiring.Component):
                 with m.If(walked == spec.columns - 1):
                     m.d.sync += walked.eq(0)
                     m.next = "wait"
-                    with m.If(~occupied | self.take):
+                    with m.If(free):
                         m.next = "load"
-            with m.State("wait"), m.If(self.take):
+            with m.State("wait"), m.If(free):
                 m.next = "load"
             with m.State("load"):
                 m.d.comb += self.loading.eq(1)
-                m.d.sync += occupied.eq(1)
                 with m.If(last_turn & reads.read.group_end):
+                    m.d.sync += buffer.eq(~buffer)
                     m.next = "walk"
                     with m.If(walker.done):
                         m.next = "idle"
 
         # What is known of the walked windows is copied when their reads begin: the next ones are walked after them.
+        groups = Signal(data.ArrayLayout(group_layout(spec), 2))
+        group = groups[buffer]
+        m.d.comb += self.group.eq(groups[self.issuing])
         columns = self._columns(m, walker, walking)
         pool_first, pool_last = Signal(spec.columns), Signal(spec.columns)
         drain_steps = Signal(range(max(spec.rows, spec.activation_planes_max) + 1))
@@ -405,7 +421,6 @@ class WindowLoader(wiring.Component):
             m.d.sync += drain_cycles.eq(drain_cycles + drain_steps)
         with m.If(first_read):
             m.d.sync += [
-                self.buffer.eq(~self.buffer),
                 group.valid.eq(Cat(column.valid for column in columns)),
                 group.pool_first.eq(pool_first),
                 group.pool_last.eq(pool_last),
@@ -413,8 +428,6 @@ class WindowLoader(wiring.Component):
                 group.last.eq(walker.done),
                 drain_cycles.eq(0),
             ]
-        with m.If(self.start):
-            m.d.sync += self.buffer.eq(1)  # the first group gets 0
 
         # Each copy of the memory serves its columns in turn.
         nonzero, words = Signal(spec.derived.copies), []
@@ -433,6 +446,8 @@ class WindowLoader(wiring.Component):
             ]
             words += [packer.word] * share
         m.d.comb += self.window_write_data.eq(Cat(words))
+        if spec.zero_skip == "skip":
+            m.d.comb += self.started.eq(occupied[~self.issuing])
         number, fits, next_word = self._write_words(m, stages[3])
         self._write_lists(m, stages[4], number, fits, next_word, nonzero)
         return m
@@ -478,7 +493,7 @@ class WindowLoader(wiring.Component):
         writes = stage.active & stage.read.write
         m.d.comb += [
             self.overflow.eq(writes & ~inside),
-            self.window_write_address.eq(Cat(word[:-1], self.buffer)),
+            self.window_write_address.eq(Cat(word[:-1], stage.buffer)),
             self.window_write.eq(Mux(writes & inside, stage.turns, 0).replicate(self.spec.derived.copies)),
         ]
         m.d.sync += [number.eq(plane_word), fits.eq(inside)]
@@ -507,42 +522,43 @@ class WindowLoader(wiring.Component):
         nonzero
             Whether the word has a bit set, in the column of each copy whose turn it is.
         """
-        spec, derived, group = self.spec, self.spec.derived, self.group
+        spec, derived = self.spec, self.spec.derived
+        skip = spec.zero_skip == "skip"
         active = Signal(spec.columns)
         complete, lists = Signal(), Signal()  # with the last turn the word has been written in all columns
-        wanted = active.any() if spec.zero_skip == "skip" else Const(1)
+        wanted = active.any() if skip else Const(1)
         m.d.comb += [
             complete.eq(stage.active & stage.last_turn),
             lists.eq(complete & stage.read.write & fits & wanted),
         ]
         plane = Signal(range(derived.lists))
         address = Signal(derived.window_address_width)
-        length, listed = Signal.like(group.lengths[0].words), Signal.like(group.lengths[0].words)
-        m.d.comb += listed.eq(length + lists)
+        length, listed = Signal(derived.window_address_width + 1), Signal(derived.window_address_width + 1)
+        # Of each half: whether the group in it waits to be taken, its planes that are there, and their lengths.
+        loaded = Signal(data.ArrayLayout(1, 2))
+        planes = Signal(data.ArrayLayout(range(derived.lists + 1), 2))
+        lengths = Signal(data.ArrayLayout(lengths_layout(spec), 2))
+        m.d.comb += [listed.eq(length + lists), self.ready.eq(loaded[~self.issuing])]
+        if skip:
+            m.d.comb += [self.loaded_planes.eq(planes[~self.issuing]), self.lengths.eq(lengths[~self.issuing])]
         with m.If(complete):
             m.d.sync += [length.eq(listed), address.eq(address + lists)]
             with m.If(stage.read.plane_end):
-                lengths = Array(group.lengths[index].as_value() for index in range(derived.lists))
                 m.d.sync += [
-                    lengths[plane].eq(Cat(listed, listed != 0, listed == 1)),
-                    self.loaded_planes.eq(plane + 1),
+                    lengths[stage.buffer][plane].eq(Cat(listed, listed != 0, listed == 1)),
+                    planes[stage.buffer].eq(plane + 1),
                     length.eq(0),
                     plane.eq(plane + 1),
                     address.eq(next_word),
                 ]
             with m.If(stage.read.group_end):
-                m.d.sync += [plane.eq(0), self.ready.eq(1)]
+                m.d.sync += [plane.eq(0), loaded[stage.buffer].eq(1)]
         with m.If(self.take):
-            m.d.sync += [self.ready.eq(0), self.loaded_planes.eq(0)]
+            m.d.sync += [loaded[~self.issuing].eq(0), planes[~self.issuing].eq(0)]
 
         if spec.zero_skip == "off":
-            # Every word is listed, so there is no list to keep: only the columns are not the same in both buffers.
-            valid = Signal(data.ArrayLayout(spec.columns, 2))
-            m.d.sync += [
-                valid[self.buffer].eq(group.valid),
-                self.entry.word.eq(self.list_index),
-                self.entry.active.eq(valid[self.list_buffer]),
-            ]
+            # Every word is listed, in all columns that hold a window: there is no list to keep.
+            m.d.sync += [self.entry.word.eq(self.list_index), self.entry.active.eq(self.group.valid)]
             return
         turns = [nonzero]
         for turn in reversed(range(spec.columns_per_copy - 1)):
@@ -553,10 +569,10 @@ class WindowLoader(wiring.Component):
         write, read = store.write_port(), store.read_port()
         m.d.comb += [
             active.eq(Cat(turn[copy] for copy in range(derived.copies) for turn in turns)),
-            write.addr.eq(Cat(address, self.buffer)),
+            write.addr.eq(Cat(address, stage.buffer)),
             write.data.word.eq(number),
             write.data.active.eq(active),
             write.en.eq(lists),
-            read.addr.eq(Cat(self.list_address, self.list_buffer)),
+            read.addr.eq(Cat(self.list_address, self.issuing)),
             self.entry.eq(read.data),
         ]

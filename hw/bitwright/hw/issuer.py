@@ -54,12 +54,18 @@ class TileIssuer(wiring.Component):
         Descriptor.
     start : ``In(1)``
         Start the layer.
-    group : ``In(group_layout(spec))``, group_ready, group_buffer
-        From the loader, once its passes are scheduled.
+    group_ready : ``In(1)``
+        The next group is loaded and its passes are scheduled.
     count, skipped, first
-        Of the group's schedule: entries, words left out, first entry.
+        Of that group's schedule: entries, words left out, first entry.
     take : ``Out(1)``
-        The group is taken; its first operation is issued in the next cycle.
+        That group is taken; its first operation is issued in the next cycle.
+    buffer : ``Out(1)``
+        Half of the buffers that holds the group that was taken; the other one holds the next.
+    group : ``In(group_layout(spec))``
+        The group that was taken, from the cycle after ``take`` to that of ``release``.
+    release : ``Out(1)``
+        Its last operation is issued.
     entry_buffer, entry_index, entry_read, entry
         Read port of the schedule.
     operation : ``Out(operation_layout(spec))``
@@ -74,13 +80,14 @@ class TileIssuer(wiring.Component):
 
     layer: "data.View[Any]"
     start: Signal
-    group: "data.View[Any]"
     group_ready: Signal
-    group_buffer: Signal
     count: Signal
     skipped: Signal
     first: "data.View[Any]"
     take: Signal
+    buffer: Signal
+    group: "data.View[Any]"
+    release: Signal
     entry_buffer: Signal
     entry_index: Signal
     entry_read: Signal
@@ -97,13 +104,14 @@ class TileIssuer(wiring.Component):
             {
                 "layer": In(descriptor_layout(spec)),
                 "start": In(1),
-                "group": In(group_layout(spec)),
                 "group_ready": In(1),
-                "group_buffer": In(1),
                 "count": In(range(passes + 1)),
                 "skipped": In(skipped_width(spec)),
                 "first": In(schedule_layout(spec)),
                 "take": Out(1),
+                "buffer": Out(1, init=1),
+                "group": In(group_layout(spec)),
+                "release": Out(1),
                 "entry_buffer": Out(1),
                 "entry_index": Out((passes - 1).bit_length()),
                 "entry_read": Out(1),
@@ -118,12 +126,10 @@ class TileIssuer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         spec, derived, layer = self.spec, self.spec.derived, self.layer
-        operation, tile = self.operation, self.tile
+        operation, tile, group = self.operation, self.tile, self.group
         m = Module()
 
         active = Signal()
-        group = Signal(group_layout(spec))
-        buffer = Signal()
         count = Signal.like(self.count)
         skipped = Signal.like(self.skipped)
         # The schedule goes round once for each row tile. Memory is slow: it has read the entry after the one in use.
@@ -133,7 +139,7 @@ class TileIssuer(wiring.Component):
         extra = Signal(DOUBLES_WIDTH)  # operations without a word that have been issued
         index = Signal(derived.window_address_width + 1)  # words that have been issued
         list_address = Signal(derived.window_address_width)  # of the next word, unless it is the first
-        drain_wait = Signal.like(self.group.drain_cycles)
+        drain_wait = Signal.like(group.drain_cycles)
 
         # Whether an operation is the first or the last of something is known in the cycle before, for what follows from
         # it has to reach memories in the same cycle. An entry brings it along for its first.
@@ -165,7 +171,7 @@ class TileIssuer(wiring.Component):
             operation.residual.eq(entry.residual),
             operation.empty.eq(empty),
             operation.last.eq(tile_ends),
-            operation.buffer.eq(buffer),
+            operation.buffer.eq(self.buffer),
             operation.base.eq(entry.base),
             operation.list_address.eq(Mux(first_word, entry.base, list_address)),
             operation.list_index.eq(index),
@@ -177,14 +183,15 @@ class TileIssuer(wiring.Component):
             tile.pool_last.eq(group.pool_last),
             tile.first.eq(first_tile),
             tile.last.eq(group.last & last_tile),
-            self.take.eq(self.group_ready & (~active | (operation.valid & group_ends))),
+            self.release.eq(operation.valid & group_ends),
+            self.take.eq(self.group_ready & (~active | self.release)),
             self.entry_read.eq(self.take | (operation.valid & entry_ends)),
-            self.entry_buffer.eq(Mux(self.take, self.group_buffer, buffer)),
+            self.entry_buffer.eq(self.buffer ^ self.take),
             self.entry_index.eq(Mux(self.take, self.count != 1, ahead)),
         ]
 
         with m.If(waiting):
-            m.d.sync += [drain_wait.eq(drain_wait - 1), waiting.eq(drain_wait != 1)]
+            m.d.sync += [drain_wait.eq(drain_wait - 1), waiting.eq(drain_wait != 2)]
         with m.If(operation.valid):
             with m.If(empty):
                 m.d.sync += [
@@ -214,7 +221,7 @@ class TileIssuer(wiring.Component):
                     number.eq(0),
                     first_entry.eq(1),
                     last_entry.eq(only_entry),
-                    drain_wait.eq(group.drain_cycles - 1),
+                    drain_wait.eq(group.drain_cycles),
                     waiting.eq(group.drain_cycles != 1),
                     tile_number.eq(tile_number + 1),
                     last_tile.eq(tile_number + 2 == layer.row_tiles),
@@ -230,8 +237,7 @@ class TileIssuer(wiring.Component):
                 active.eq(1),
                 entry.eq(self.first),
                 ahead.eq(Mux(self.count <= 2, 0, 2)),
-                group.eq(self.group),
-                buffer.eq(self.group_buffer),
+                self.buffer.eq(~self.buffer),
                 count.eq(self.count),
                 skipped.eq(self.skipped),
                 only_entry.eq(self.count == 1),

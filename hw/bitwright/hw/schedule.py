@@ -7,7 +7,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.descriptor import PASS, descriptor_layout
-from bitwright.hw.fetch import group_layout, length_layout
+from bitwright.hw.fetch import length_layout, lengths_layout
 from bitwright.hw.isa import (
     DOUBLES_MAX,
     ArraySpec,
@@ -57,14 +57,16 @@ class PassScheduler(wiring.Component):
         First cycle of the layer.
     address : ``Out(descriptor_address_width)``, read : ``Out(1)``, word : ``In(32)``
         Read port of the descriptor memory, with a latency of one cycle while ``read``.
-    group : ``In(group_layout(spec))``, group_started, loaded_planes, group_ready, group_buffer
-        From the loader. With skipping, a group's passes are listed while it is still being loaded, each as soon as its
-        plane is there.
+    group_started, loaded_planes, lengths : ``In(lengths_layout(spec))``, group_ready
+        With skipping: the group that is taken next, as the loader gives it. Its passes are listed while it is still
+        being loaded, each as soon as its plane is there, from the cycle on in which it has started.
+    group_buffer : ``In(1)``
+        Half that its list is written to.
     take : ``In(1)``
-        The group is taken.
+        The group is taken: from the next cycle on, the one after it is the next.
     complete : ``Out(1)``
-        The group's list is complete: ``SCHEDULE_OVERHEAD`` cycles and one for each pass after ``start`` or
-        ``group_started``, and more where a pass waits for its plane.
+        The group's list is complete: ``SCHEDULE_OVERHEAD`` cycles and one for each pass after ``start``, or after the
+        first cycle with ``group_started``, and more where a pass waits for its plane.
     count : ``Out``, skipped : ``Out``
         Entries of that list, and words of a row tile that it leaves out.
     first : ``Out(schedule_layout(spec))``
@@ -79,9 +81,9 @@ class PassScheduler(wiring.Component):
     address: Signal
     read: Signal
     word: Signal
-    group: "data.View[Any]"
     group_started: Signal
     loaded_planes: Signal
+    lengths: "data.View[Any]"
     group_ready: Signal
     group_buffer: Signal
     take: Signal
@@ -106,9 +108,9 @@ class PassScheduler(wiring.Component):
                 "address": Out(derived.descriptor_address_width),
                 "read": Out(1),
                 "word": In(32),
-                "group": In(group_layout(spec)),
                 "group_started": In(1),
                 "loaded_planes": In(range(derived.lists + 1)),
+                "lengths": In(lengths_layout(spec)),
                 "group_ready": In(1),
                 "group_buffer": In(1),
                 "take": In(1),
@@ -141,13 +143,13 @@ class PassScheduler(wiring.Component):
             self.count.eq(written),
         ]
 
-        begin, fetch, advance, tail = Signal(), Signal(), Signal(), Signal()
+        begin, begun, fetch, advance, tail = Signal(), Signal(), Signal(), Signal(), Signal()
         index, current = Signal(range(spec.derived.passes_max + 1)), Signal(range(spec.derived.passes_max + 1))
         fetched, valid, started = Signal(), Signal(), Signal()
         entry_pass = Signal(PASS)
         doubles = Signal(DOUBLES_WIDTH)  # of the passes dropped since the last entry
         m.d.comb += [
-            begin.eq(self.group_started if skip else self.start),
+            begin.eq(self.group_started & ~begun if skip else self.start),
             self.address.eq(self.pass_address + Mux(begin, 0, index)),
             self.read.eq(begin | fetch),
             # The word that has come from memory goes to a register when the pass before is listed.
@@ -160,7 +162,7 @@ class PassScheduler(wiring.Component):
         residual = Signal()
         m.d.comb += residual.eq(entry_pass.plane >= layer.activation_planes)
         words, length = Signal(spec.derived.window_address_width + 1), Signal(length_layout(spec))
-        lengths = Array(self.group.lengths[plane].as_value() for plane in range(spec.derived.lists))
+        lengths = Array(self.lengths[plane].as_value() for plane in range(spec.derived.lists))
         m.d.comb += words.eq(Mux(residual, layer.residual_length, layer.window_length))
         if skip:
             m.d.comb += length.eq(lengths[entry_pass.plane])
@@ -210,6 +212,7 @@ class PassScheduler(wiring.Component):
         m.d.sync += tail.eq(0)
         with m.If(begin):
             m.d.sync += [
+                begun.eq(1),
                 fetched.eq(1),
                 valid.eq(0),
                 index.eq(1),
@@ -234,7 +237,7 @@ class PassScheduler(wiring.Component):
             m.d.sync += self.complete.eq(1)
         if skip:
             with m.If(self.take):
-                m.d.sync += self.complete.eq(0)
+                m.d.sync += [self.complete.eq(0), begun.eq(0)]
         return m
 
 

@@ -6,17 +6,21 @@ few recurrences over pixel groups. With, for group ``g`` of a part whose start p
 - ``loads``, the cycles in which a group's windows are read, one group like the other,
 - ``operations[g]``, the operations of a row tile: the words listed, over its passes, and those that only double,
 - ``drain[g]``, the cycles that a row tile takes to drain: valid columns × steps of a column,
-- ``listing``, the cycles from a group's first read until its passes are listed: see :func:`listing_cycles`,
+- ``listing``, the cycles from a group's first read until its passes are listed, if nothing else holds that up: see
+  :func:`listing_cycles`,
 
 the first read is issued in cycle ``load[g]``, the group is ready, its passes scheduled, in ``ready[g]`` and taken in
 ``take[g]``, and the last operation of its row tile ``t`` is issued in ``last[g, t]``::
 
-    load[g] = max(load[g-1] + loads + columns, take[g-1] + 1)          load[0] = X + columns + 1
-    ready[g] = load[g] + listing                                                       with zero_skip "skip"
+    load[g] = max(load[g-1] + loads + columns, last[g-2, tiles-1] + 1)          load[0] = X + columns + 1
+    ready[g] = max(load[g] + listing, take[g-1] + 1 + passes + SCHEDULE_OVERHEAD)      with zero_skip "skip"
     ready[g] = max(load[g] + loads + LOAD_LATENCY, X + passes + SCHEDULE_OVERHEAD)     without
     take[g] = max(ready[g], last[g-1, tiles-1])
     last[g, 0] = max(take[g] + operations[g], last[g-1, tiles-1] + drain[g-1])
     last[g, t] = last[g, t-1] + max(operations[g], drain[g])
+
+So a group keeps its half of the buffers from its first read to its last operation; with ``"skip"`` its list is begun in
+the cycle after both its first read and the take of the group before. Terms of groups that there are not do not count.
 
 Parts follow each other. With ``fetch[k]`` the cycle in which the fetch of part ``k``'s header starts, ``stream[k]`` the
 cycles in which its weights come in, if any, and ``end[k]`` its last cycle::
@@ -31,7 +35,7 @@ axis of one entry instead of one a run where nothing depends on data.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -344,19 +348,14 @@ def part_timing(layer: Descriptor, spec: ArraySpec, work: Work) -> PartTiming:
     drain[-1] = (layer.pixels - columns * (groups - 1)) * layer.drain_steps(spec)
     tile_cycles = np.maximum(operations, drain)
 
-    loads, schedule = layer.group_loads(spec), len(layer.passes) + SCHEDULE_OVERHEAD
-    lead = listing_cycles(layer, spec) if spec.zero_skip == "skip" else loads + LOAD_LATENCY
-    earliest = 0 if spec.zero_skip == "skip" else schedule
-    period = loads + columns
-
-    first = (columns + 1, lead, earliest)
+    pace = pace_of(layer, spec)
     if len(operations) < _VECTOR_RUNS:
         # Plain numbers are faster than short vectors.
-        walks = [_issues(numbers, tiles, drain.tolist(), first, period, max) for numbers in operations.tolist()]
+        walks = [_issues(numbers, tiles, drain.tolist(), pace, max) for numbers in operations.tolist()]
         starts, take, last_issue = np.array(walks).swapaxes(0, 1)
     else:
         numbers = np.ascontiguousarray(operations.T)
-        walk = _issues(numbers, tiles, drain.tolist(), first, period, np.maximum)
+        walk = _issues(numbers, tiles, drain.tolist(), pace, np.maximum)
         starts, take, last_issue = np.array(walk).swapaxes(1, 2)
 
     last = last_issue + (tiles - 1) * tile_cycles
@@ -368,6 +367,39 @@ def part_timing(layer: Descriptor, spec: ArraySpec, work: Work) -> PartTiming:
     else:
         end = drained + spec.drain_planes * layer.drain_steps(spec) + DRAIN_TO_WRITE - 1
     return PartTiming(int(take[0, 0]), starts, take, last_issue, tile_cycles, stalls, waits, last[:, -1], end)
+
+
+class Pace(NamedTuple):
+    """How fast the groups of a part can be loaded and listed, in cycles.
+
+    Parameters
+    ----------
+    first
+        From the part's start pulse to the first group's first read.
+    period
+        From the first read of a group to that of the next one, at least.
+    load
+        From the first read of a group until it is ready, at least.
+    relist
+        From the take of a group until the next one is ready, at least: 0 where lists are not made anew.
+    shared
+        From the part's start pulse until the list that all groups share is complete: 0 where lists are made anew.
+    """
+
+    first: int
+    period: int
+    load: int
+    relist: int
+    shared: int
+
+
+def pace_of(layer: Descriptor, spec: ArraySpec) -> Pace:
+    """How fast the groups of a part can be loaded and listed."""
+    loads, schedule = layer.group_loads(spec), len(layer.passes) + SCHEDULE_OVERHEAD
+    first, period = spec.columns + 1, loads + spec.columns
+    if spec.zero_skip == "skip":
+        return Pace(first, period, listing_cycles(layer, spec), 1 + schedule, 0)
+    return Pace(first, period, loads + LOAD_LATENCY, 0, schedule)
 
 
 def listing_cycles(layer: Descriptor, spec: ArraySpec) -> int:
@@ -384,7 +416,7 @@ _VECTOR_RUNS = 12
 
 
 def _issues(
-    operations: Any, tiles: int, drain: list[int], first: tuple[int, int, int], period: int, maximum: Callable[..., Any]
+    operations: Any, tiles: int, drain: list[int], pace: Pace, maximum: Callable[..., Any]
 ) -> tuple[list[Any], list[Any], list[Any]]:
     """The recurrences over groups: of each the first read, when it is taken, and its first row tile's last operation.
 
@@ -394,20 +426,18 @@ def _issues(
         Of each group: a number, or a vector of one number a run, which ``maximum`` takes too.
     tiles, drain
         Row tiles, and cycles in which one of each group drains.
-    first
-        Cycle of the first group's first read, cycles from the first read of a group until it is ready, and cycle before
-        which none is taken.
-    period
-        Cycles from the first read of a group to that of the next one, at least.
+    pace
+        Of loading and listing.
     """
     loads, takes, issues = [], [], []
-    start, lead, earliest = first
-    take = last = drained = operations[0] * 0 - 1
-    load = take + 1 + start - period
+    first, period, lead, relist, shared = pace
+    last = before = drained = operations[0] * 0 - 1  # of the group before, and of the one before that
+    load, take = last + 1 + first - period, last + 1 + shared - relist
     for number, draining in zip(operations, drain, strict=True):
-        load = maximum(load + period, take + 1)
-        take = maximum(maximum(load + lead, last), earliest)
+        load = maximum(load + period, before + 1)
+        take = maximum(maximum(load + lead, last), take + relist)
         issue = maximum(take + number, drained)
+        before = last
         last = issue + (tiles - 1) * maximum(number, draining)
         drained = last + draining
         loads.append(load)

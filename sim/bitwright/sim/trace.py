@@ -37,7 +37,6 @@ from bitwright.hw.files import replacing
 from bitwright.hw.isa import (
     HEADER_TO_READY,
     HEADER_WORDS,
-    SCHEDULE_OVERHEAD,
     ArraySpec,
     Descriptor,
 )
@@ -329,23 +328,24 @@ class _Part:
 
     def _schedules(self) -> Iterator[Slice]:
         layer, spec = self.layer, self.spec
-        skip = spec.zero_skip == "skip"
-        if skip:
-            ready = self.load + timeline.listing_cycles(layer, spec)
-        else:
-            once = len(layer.passes) + SCHEDULE_OVERHEAD
-            yield Slice("schedule", "all groups", self.pulse, once, {"passes": len(layer.passes)})
-            loaded = self.load + layer.group_loads(spec) + timeline.LOAD_LATENCY
-            ready = np.maximum(loaded, self.pulse + once)
+        skip, pace = spec.zero_skip == "skip", timeline.pace_of(layer, spec)
+        # A list is begun in the cycle after both the group's first read and the take of the group before; no group waits
+        # for the array before that take.
+        taken = np.append(self.pulse, self.take[:-1])
+        begin = np.maximum(self.load, taken) + 1
+        ready = np.maximum(self.load + pace.load, taken + max(1, pace.relist))
+        if not skip:
+            yield Slice("schedule", "all groups", self.pulse, pace.shared, {"passes": len(layer.passes)})
+            ready = np.maximum(ready, self.pulse + pace.shared)
         for groups in self._bundles():
             first, last, name = groups[0], groups[-1], _group_name(groups)
             if self.at_once > 1:
-                start = int(self.load[first] if skip else ready[first])
+                start = int(begin[first] if skip else ready[first])
                 yield Slice("schedule", name, start, int(self.take[last]) + 1 - start)
                 continue
             if skip:
                 kept = {"passes": sum(entry.number is not None for entry in self.entries(self.lengths[first]))}
-                yield Slice("schedule", name, int(self.load[first]), int(ready[first] - self.load[first]), kept)
+                yield Slice("schedule", name, int(begin[first]), int(ready[first] - begin[first]), kept)
             yield Slice("schedule", f"{name} waits", int(ready[first]), int(self.take[first] - ready[first]) + 1)
 
     def _computes(self) -> Iterator[Slice]:
