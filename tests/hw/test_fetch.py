@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwright.hw.descriptor import descriptor_layout
-from bitwright.hw.fetch import WindowLoader
+from bitwright.hw.fetch import WindowLoader, length_layout
 from bitwright.hw.isa import BANK, FLAG_RAW, GRANULE, LOAD_LATENCY, ArraySpec, Descriptor, descriptor_fields
 from bitwright.hw.walkers import PixelWalker, coordinate_width
+import control
 from drive import drive, header, wrap
 
 BANK_GRANULES = BANK // GRANULE
@@ -365,9 +366,7 @@ class Load:
         m.d.sync += self.cycle.eq(self.cycle + 1)
         self.starts: list[int] = []
         self.loading: list[int] = []
-        self.ready: list[int] = []
-        self.started: list[int] = []
-        self.listed: list[list[int]] = []  # lengths of the lists, at the time when each plane has been loaded
+        self.told: list[tuple[int, int, int, list[int]]] = []  # in each cycle: ready, started, planes, their lengths
         self.overflows = 0
         self.buffers: list[dict[int, int]] = [{} for _ in range(scene.spec.columns)]
 
@@ -379,37 +378,41 @@ class Load:
         await ctx.tick()
         ctx.set(self.dut.start, 0)
 
+    async def signal(self, ctx: Any, *, take: bool = False, release: bool = False) -> int:
+        """Take the next group, or release the one that was taken, or both; return the cycle in which it is done."""
+        dut, now = self.dut, ctx.get(self.cycle)
+        ctx.set(dut.take, take)
+        ctx.set(dut.release, release)
+        await ctx.tick()
+        ctx.set(dut.take, 0)
+        ctx.set(dut.release, 0)
+        if take:
+            ctx.set(dut.issuing, 1 - ctx.get(dut.issuing))
+        return now
+
     def drive(self, bench: Any, max_cycles: int = 50_000) -> None:
         """Run the testbench, with the memory."""
         dut, scene, depth = self.dut, self.scene, self.scene.spec.window_depth
 
         async def watch(ctx: Any) -> None:
-            before, planes_before = 0, 0
+            ctx.set(dut.issuing, 1)
             watched = (
                 self.cycle,
+                dut.ready,
                 dut.started,
                 dut.loaded_planes,
-                dut.ready,
                 dut.loading,
                 dut.overflow,
                 dut.read,
                 dut.read_position.as_value(),
             )
             writes = (dut.window_write, dut.window_write_address, dut.window_write_data.as_value())
+            lengths = [each.as_value() for each in dut.lengths]
             position_width, lanes = scene.spec.derived.position_width, scene.spec.lanes
             rng = random.Random(1)
-            async for _, _, *values in ctx.tick().sample(*watched, *writes):
-                cycle, started, planes, ready, loading, overflow, read, positions, write, address, data = values
-                if ready and not before:
-                    self.ready.append(cycle)
-                before = ready
-                if started:
-                    self.started.append(cycle)
-                    self.listed.append([])
-                if planes > planes_before:
-                    assert planes == planes_before + 1
-                    self.listed[-1].append(ctx.get(dut.group.lengths[planes_before].words))
-                planes_before = planes
+            async for _, _, *values in ctx.tick().sample(*watched, *writes, *lengths):
+                cycle, ready, started, planes, loading, overflow, read, positions, write, address, data = values[:11]
+                self.told.append((ready, started, planes, values[11:][:planes]))
                 if loading:
                     self.loading.append(cycle)
                 self.overflows += overflow
@@ -427,10 +430,9 @@ class Load:
 
         drive(self.module, bench, background=watch, max_cycles=max_cycles)
 
-    async def read_list(self, ctx: Any, buffer: int, base: int, length: int) -> list[tuple[int, int]]:
-        """Read the word list of a plane: words and active columns."""
+    async def read_list(self, ctx: Any, base: int, length: int) -> list[tuple[int, int]]:
+        """Read the word list of a plane of the group that was taken: words and active columns."""
         dut, entries = self.dut, []
-        ctx.set(dut.list_buffer, buffer)
         for index in range(length):
             ctx.set(dut.list_address, base + index)
             ctx.set(dut.list_index, index)
@@ -450,78 +452,100 @@ def word_list(scene: Scene, group: list[int], plane: int) -> list[tuple[int, int
     return entries
 
 
+def told_lengths(lists: list[list[tuple[int, int]]], spec: ArraySpec) -> list[int]:
+    """Lengths of the lists of planes, as the loader tells them."""
+    layout = length_layout(spec)
+    return [layout.const(told).as_value().value for told in control.told([*map(len, lists)])]
+
+
 @given(rng=st.randoms(use_true_random=True))
 @settings(max_examples=40, deadline=None)
 def test_loader_fills_the_window_buffer_and_lists_its_words(rng):
     scene = random_scene(rng)
     spec, descriptor = scene.spec, scene.descriptor
-    groups = scene.groups()
-    # Some groups are taken in the very cycle in which the walk of the next one ends.
-    walk_ends = max(0, spec.columns - 1 - LOAD_LATENCY)
-    patience = rng.choice([[0], [0, walk_ends, walk_ends + 1], range(200)])
-    waits = [[rng.choice(patience) for _ in groups] for _ in range(2)]
+    groups, count = scene.groups() * 2, len(scene.groups())  # a layer leaves the loader as it was
+    length, latencies = descriptor.group_loads(spec), np.cumsum(descriptor.plane_loads(spec)) + LOAD_LATENCY
+    patience = rng.choice([[0], range(20), range(200)])
+    waits = [(rng.choice(patience), rng.choice(patience), rng.randint(-1, 2), rng.randrange(2)) for _ in groups]
     load = Load(scene)
     dut = load.dut
-    taken: list[list[int]] = [[], []]
+    begins: list[int] = []  # of each group its first read, and when it is taken and released
+    takes: list[int] = []
+    releases: list[int] = []
     plane_words = descriptor.plane_words(spec)
     bases = list(itertools.accumulate(plane_words, initial=0))[:-1]
+    lists = [[word_list(scene, group, plane) for plane in range(len(plane_words))] for group in groups]
 
     def check_windows(group: list[int], buffer: int) -> None:
         for column, store in enumerate(load.buffers):
-            for plane, (base, length) in enumerate(zip(bases, plane_words, strict=True)):
+            for plane, (base, words) in enumerate(zip(bases, plane_words, strict=True)):
                 first = buffer * spec.window_depth + base
-                held = [store[first + word] for word in range(length)]
-                assert held == (scene.windows[group[column]][plane] if column < len(group) else [0] * length)
+                held = [store[first + word] for word in range(words)]
+                assert held == (scene.windows[group[column]][plane] if column < len(group) else [0] * words)
+
+    def check_group(ctx: Any, group: list[int], last: bool) -> None:
+        known = dut.group
+        assert ctx.get(known.valid) == (1 << len(group)) - 1
+        for column, window in enumerate(group):
+            assert (ctx.get(known.pool_first[column]), ctx.get(known.pool_last[column])) == scene.pool_ends[window]
+        assert ctx.get(known.drain_cycles) == len(group) * descriptor.drain_steps(spec)
+        assert ctx.get(known.last) == last
 
     async def bench(ctx):
-        for run in range(2):  # a layer leaves the loader as it was
-            await load.start(ctx)
-            for number, (group, wait) in enumerate(zip(groups, waits[run], strict=True)):
-                while not ctx.get(dut.ready):
-                    await ctx.tick()
-                for _ in range(wait):
-                    await ctx.tick()
-                lists = [word_list(scene, group, plane) for plane in range(len(plane_words))]
-                known = dut.group
-                assert ctx.get(known.valid) == (1 << len(group)) - 1
-                for column, window in enumerate(group):
-                    ends = ctx.get(known.pool_first[column]), ctx.get(known.pool_last[column])
-                    assert ends == scene.pool_ends[window]
-                assert ctx.get(known.drain_cycles) == len(group) * descriptor.drain_steps(spec)
-                assert ctx.get(known.last) == (number == len(groups) - 1)
-                told = [ctx.get(known.lengths[plane]) for plane in range(len(lists))]
-                assert [each.words for each in told] == [*map(len, lists)]
-                assert [(each.some, each.one) for each in told] == [(len(each) > 0, len(each) == 1) for each in lists]
-                buffer = ctx.get(dut.buffer)
-                assert buffer == number % 2
-                taken[run].append(ctx.get(load.cycle))
-                ctx.set(dut.take, 1)
+        held = False  # whether a group that was taken has yet to be released
+        for number, (group, wait) in enumerate(zip(groups, waits, strict=True)):
+            if number % count == 0:
+                if held:
+                    releases.append(await load.signal(ctx, release=True))
+                    held = False
+                await load.start(ctx)
+            while not ctx.get(dut.ready):
                 await ctx.tick()
-                ctx.set(dut.take, 0)
-                # The next group is loaded into the other half meanwhile.
-                for base, entries in zip(bases, lists, strict=True):
-                    assert await load.read_list(ctx, buffer, base, len(entries)) == entries
-                check_windows(group, buffer)
-            for _ in range(descriptor.group_loads(spec) + 50):
+            for _ in range(wait[0]):
                 await ctx.tick()
-                assert not ctx.get(dut.ready)
+            takes.append(await load.signal(ctx, take=True, release=held))
+            if held:
+                releases.append(takes[-1])
+            held = True
+            last = (number + 1) % count == 0
+            check_group(ctx, group, last)
+            # The next group is loaded into the other half meanwhile, once it is free.
+            for base, entries in zip(bases, lists[number], strict=True):
+                assert await load.read_list(ctx, base, len(entries)) == entries
+            check_windows(group, number % 2)
+            for _ in range(wait[1]):
+                await ctx.tick()
+            check_group(ctx, group, last)
+            if wait[3]:  # it is released before the next one is taken, often about when the walk after that ends
+                ends = [begin + length + spec.columns - 1 for begin in firsts(load.loading)]
+                while any(0 < end + wait[2] - ctx.get(load.cycle) < 100 for end in ends):
+                    await ctx.tick()
+                releases.append(await load.signal(ctx, release=True))
+                held = False
+        if held:
+            releases.append(await load.signal(ctx, release=True))
+        await ctx.tick().repeat(length + 50)
+        assert not ctx.get(dut.ready)
 
     load.drive(bench)
     assert load.overflows == 0
-    length = descriptor.group_loads(spec)
-    expected_loading, expected_started, expected_ready = [], [], []
-    for start, takes in zip(load.starts, taken, strict=True):
-        walk_start, free = start + 1, 0
-        for take in takes:
-            begin = max(walk_start + spec.columns, free)
-            walk_start, free = begin + length, take + 1
-            expected_loading += range(begin, begin + length)
-            expected_started.append(begin + 1)
-            expected_ready.append(begin + length + LOAD_LATENCY)
-    assert load.loading == expected_loading
-    assert load.ready == expected_ready
-    assert load.started == expected_started
-    assert load.listed == [[len(word_list(scene, group, plane)) for plane in range(len(bases))] for group in groups] * 2
+    for number in range(len(groups)):
+        walk_start = begins[-1] + length if number % count else load.starts[number // count] + 1
+        begins.append(max(walk_start + spec.columns, releases[number - 2] + 1 if number > 1 else 0))
+    assert load.loading == [cycle for begin in begins for cycle in range(begin, begin + length)]
+    for cycle, (ready, started, planes, lengths) in enumerate(load.told):
+        number = sum(take < cycle for take in takes)  # of the next group
+        age = cycle - begins[number] if number < len(groups) else 0
+        assert ready == (age >= length + LOAD_LATENCY)
+        skip = spec.zero_skip == "skip"
+        assert started == (skip and age > 0)
+        assert planes == (np.count_nonzero(latencies <= age) if skip else 0)
+        assert lengths == told_lengths(lists[number][:planes] if planes else [], spec)
+
+
+def firsts(cycles: list[int]) -> list[int]:
+    """Of cycles, those that do not follow another one."""
+    return [cycle for before, cycle in itertools.pairwise([-2, *cycles]) if cycle != before + 1]
 
 
 @pytest.mark.parametrize("planes", [1, 2])

@@ -9,7 +9,7 @@ from bitwright.hw.isa import (
     ArraySpec,
 )
 from bitwright.hw.issuer import TileIssuer
-from control import CONTROL, counted, told
+from control import CONTROL, counted
 from drive import drive, header
 
 
@@ -87,7 +87,6 @@ def issued_layers(draw: st.DrawFn) -> tuple[dict[str, int], list[Group]]:
             "pool_first": draw(columns),
             "pool_last": draw(columns),
             "drain_cycles": draw(st.integers(1, CONTROL.columns * 4)),
-            "lengths": told([0] * CONTROL.derived.lists),
             "last": int(number == count - 1),
         }
         skipped, wait = draw(st.integers(0, 500)), draw(st.sampled_from([0, 0, 1, 30]))
@@ -182,7 +181,7 @@ def test_issuer_runs_every_word_of_every_pass_of_every_tile(case):
         await ctx.tick()
         ctx.set(dut.start, 0)
         cycle, last, drain = 0, -100, 0
-        buffer, current = 0, groups[0]
+        buffer, current = 1, groups[0]
         lists: list[list[dict[str, int]]] = [[], []]
         pending: list[Issue] = []
         waiting = list(groups)
@@ -191,11 +190,10 @@ def test_issuer_runs_every_word_of_every_pass_of_every_tile(case):
             ready = bool(waiting) and cycle >= ready_from
             offered = waiting[0] if ready else groups[0]
             ctx.set(dut.group_ready, ready)
-            ctx.set(dut.group, offered.known)
+            ctx.set(dut.group, current.known)
             ctx.set(dut.count, len(offered.entries))
             ctx.set(dut.skipped, offered.skipped)
             ctx.set(dut.first, offered.entries[0])
-            ctx.set(dut.group_buffer, 1 - buffer)
             if ready:
                 lists[1 - buffer] = offered.entries
 
@@ -205,6 +203,8 @@ def test_issuer_runs_every_word_of_every_pass_of_every_tile(case):
             assert ctx.get(dut.operation.valid) == (bool(pending) and not stalled), cycle
             taken = ready and (not pending or (len(pending) == 1 and not stalled))
             assert ctx.get(dut.take) == taken, cycle
+            assert ctx.get(dut.release) == (len(pending) == 1 and not stalled), cycle
+            assert ctx.get(dut.buffer) == buffer
             if pending and not stalled:
                 operation = pending.pop(0)
                 assert observed(ctx, dut) == operation, cycle
@@ -238,7 +238,7 @@ def test_a_start_ends_what_an_issuer_was_doing():
 
     async def bench(ctx):
         ctx.set(dut.layer, layer)
-        ctx.set(dut.group, {**known, "lengths": told([0] * CONTROL.derived.lists)})
+        ctx.set(dut.group, known)
         ctx.set(dut.count, 1)
         ctx.set(dut.first, {**entry, **counted(2, 0)})
         for after in (1, 2, 3, 4, 5, 12):
