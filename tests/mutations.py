@@ -88,10 +88,11 @@ MUTATIONS = (
         "columns of a copy in turn", "fetch.py", "columns[number - share + 1] if last_of_copy else after", "after"
     ),
     Mutation("windows that are not there", "fetch.py", "Mux(valid, end_next, 0)", "end_next"),
-    Mutation("one buffer", "fetch.py", "self.buffer.eq(~self.buffer)", "self.buffer.eq(0)"),
+    Mutation("one buffer", "fetch.py", "Cat(word[:-1], stage.buffer)", "Cat(word[:-1], Const(0))"),
+    Mutation("half filled before it is free", "fetch.py", "~occupied.as_value().all() | self.release", "1"),
     Mutation("drain cycles of all groups", "fetch.py", "drain_cycles.eq(0)", "drain_cycles.eq(drain_cycles)"),
     # Word lists.
-    Mutation("zero words listed", "fetch.py", 'active.any() if spec.zero_skip == "skip" else Const(1)', "Const(1)"),
+    Mutation("zero words listed", "fetch.py", "active.any() if skip else Const(1)", "Const(1)"),
     Mutation(
         "zero found in one bank", "fetch.py", "self.nonzero.eq(bank_nonzero.any())", "self.nonzero.eq(bank_nonzero[0])"
     ),
@@ -126,6 +127,7 @@ MUTATIONS = (
     Mutation("doublings twice", "schedule.py", "[started.eq(1), doubles.eq(0)]", "started.eq(1)"),
     Mutation("doublings of nothing", "schedule.py", "m.Elif(started)", "m.Else()"),
     Mutation("doublings of the last passes lost", "schedule.py", "(doubles != 0) | ~started", "~started"),
+    Mutation("list begun before the last is taken", "schedule.py", "taken.eq(self.take)", "taken.eq(tail)"),
     Mutation("pass ahead of its plane", "schedule.py", "self.loaded_planes > entry", "self.loaded_planes >= entry"),
     Mutation(
         "plane of the residual", "schedule.py", "plane >= layer.activation_planes", "plane > layer.activation_planes"
@@ -200,7 +202,7 @@ MUTATIONS = (
     Mutation("first pass clears every word", "issuer.py", " & first_extra & first_word", ""),
     Mutation("doubling at every word", "issuer.py", "entry.double & first_word", "entry.double"),
     Mutation("doubling computes", "issuer.py", "operation.empty.eq(empty)", "operation.empty.eq(0)"),
-    Mutation("drain waited for a cycle less", "issuer.py", "group.drain_cycles - 1", "group.drain_cycles - 2"),
+    Mutation("drain waited for a cycle less", "issuer.py", "eq(group.drain_cycles)", "eq(group.drain_cycles - 1)"),
     Mutation("weights of tile 0", "issuer.py", "weight_address + layer.weight_tile_stride", "weight_address"),
     Mutation("weights of one plane", "issuer.py", "weight_address + entry.weight_offset", "weight_address"),
     Mutation("coefficients of tile 0", "issuer.py", "coefficient_address + layer.passes", "coefficient_address"),

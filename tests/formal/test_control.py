@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal
+from amaranth.lib import data
 
 from bitwright.hw import fetch, issuer, schedule, sequencer
 from bitwright.hw.fetch import length_layout, stage_layout
@@ -42,9 +43,10 @@ def tiny_spec(zero_skip: ZeroSkip = "skip", **options: Any) -> ArraySpec:
 class ListProof(Elaboratable):
     """What the loader lists, beside a count of the words to list.
 
-    Words come at any times, in planes and groups of any lengths that fit, nonzero in any columns. In a group that was
-    taken, entry number ``index`` of the list of ``plane``, both arbitrary, is looked up at any times: it has to be the
-    word that was the one of that number to be listed, even while the next group is being listed.
+    Words come at any times, in planes and groups of any lengths that fit, nonzero in any columns; groups are taken and
+    released at any times. In a group that was taken, entry number ``index`` of the list of ``plane``, both arbitrary,
+    is looked up at any times: it has to be the word that was the one of that number to be listed, even while the next
+    groups are being listed.
     """
 
     def __init__(self, spec, module=fetch):
@@ -52,11 +54,10 @@ class ListProof(Elaboratable):
         self.loader = module.WindowLoader(spec)
         derived = spec.derived
         self.active, self.write, self.plane_end, self.group_end = Signal(), Signal(), Signal(), Signal()
-        self.take, self.nonzero = Signal(), Signal(derived.copies)
+        self.take, self.release, self.nonzero = Signal(), Signal(), Signal(derived.copies)
         self.plane, self.index = Signal(range(derived.lists)), Signal(derived.window_address_width)
-        self.valid = Signal(spec.columns)
-        self.inputs = [self.active, self.write, self.plane_end, self.group_end, self.take, self.nonzero]
-        self.inputs += [self.plane, self.index, self.valid]
+        self.inputs = [self.active, self.write, self.plane_end, self.group_end, self.take, self.release, self.nonzero]
+        self.inputs += [self.plane, self.index]
 
     def elaborate(self, platform):
         spec, loader, derived = self.spec, self.loader, self.spec.derived
@@ -66,88 +67,93 @@ class ListProof(Elaboratable):
         loader._write_lists(m, listing, number, fits, next_word, self.nonzero)
         m.d.sync += listing.eq(written)
 
-        # One group is loaded at a time, and the next one after it was taken; the columns that it has do not change.
-        loading = Signal(init=1)
+        # Groups are loaded into the halves in turn, each from the cycle on in which its half is free.
+        filling, inside, planes = Signal(), Signal(), Signal(range(derived.lists + 1))  # planes loaded, of the group
+        occupied, issuing, held = Signal(data.ArrayLayout(1, 2)), Signal(init=1), Signal()
+        with m.If(written.active):
+            m.d.sync += [occupied[filling].eq(1), inside.eq(~written.read.group_end)]
+            with m.If(written.read.plane_end):
+                m.d.sync += planes.eq(planes + 1)
+            with m.If(written.read.group_end):
+                m.d.sync += [filling.eq(~filling), planes.eq(0)]
+        with m.If(self.release):
+            m.d.sync += [occupied[issuing].eq(0), held.eq(0)]
         with m.If(self.take):
-            m.d.sync += [loader.buffer.eq(~loader.buffer), loading.eq(1)]
-        with m.Elif(written.active & written.read.group_end):
-            m.d.sync += loading.eq(0)
-        planes = Signal(range(derived.lists + 1))  # loaded, of the group
-        with m.If(self.take):
-            m.d.sync += planes.eq(0)
-        with m.Elif(written.active & written.read.plane_end):
-            m.d.sync += planes.eq(planes + 1)
+            m.d.sync += [issuing.eq(~issuing), held.eq(1)]
         m.d.comb += [
+            loader.issuing.eq(issuing),
             loader.take.eq(self.take),
-            written.active.eq(self.active & loading),
+            written.active.eq(self.active & (inside | ~occupied[filling])),
             written.turns.eq(1),
             written.last_turn.eq(1),
+            written.buffer.eq(filling),
             written.read.write.eq(self.write | written.read.plane_end),
             written.read.plane_end.eq(self.plane_end | self.group_end),
             written.read.group_end.eq(self.group_end),
             assume(~loader.overflow),
             assume(~(self.take & ~loader.ready)),
+            assume(~(self.take & held & ~self.release)),
+            assume(~(self.release & ~held)),
             assume(~(written.active & (planes == derived.lists))),
         ]
-        if spec.zero_skip == "off":
-            group_valid = Signal(spec.columns)
-            with m.If(self.take):
-                m.d.sync += group_valid.eq(self.valid)
-            m.d.comb += loader.group.valid.eq(group_valid)
 
-        # Count what is listed in the chosen plane, and keep the chosen entry.
+        # For each half, count what is listed in the chosen plane, and keep the chosen entry.
         plane, index = constant(m, self.plane), constant(m, self.index)
         wanted = self.nonzero.any() if spec.zero_skip == "skip" else Const(1)
         listed = Signal()
         m.d.comb += listed.eq(listing.active & listing.read.write & wanted)
-        current, before = Signal.like(planes), Signal(derived.window_address_width + 1)
-        words, length = Signal.like(before), Signal.like(before)
-        kept_word, kept_active = Signal(derived.window_address_width), Signal(spec.columns)
-        chosen = current == plane
+        current, words = Signal.like(planes), Signal(derived.window_address_width + 1)
+        count = data.StructLayout(
+            {
+                "planes": derived.lists.bit_length(),  # that are complete
+                "before": len(words),  # words of the planes before the chosen one
+                "length": len(words),
+                "word": derived.window_address_width,
+                "active": spec.columns,
+            }
+        )
+        counts = Signal(data.ArrayLayout(count, 2))
+        counted, taken, following = counts[listing.buffer], counts[issuing], counts[~issuing]
         with m.If(listing.active & listing.read.write):
             m.d.sync += words.eq(words + 1)
             with m.If(current < plane):
-                m.d.sync += before.eq(before + 1)
+                m.d.sync += counted.before.eq(counted.before + 1)
         with m.If(listing.active & listing.read.plane_end):
-            m.d.sync += [words.eq(0), current.eq(current + 1)]
-        with m.If(listed & chosen):
-            m.d.sync += length.eq(length + 1)
-            with m.If(length == index):
-                m.d.sync += [kept_word.eq(words), kept_active.eq(self.nonzero)]
-        with m.If(self.take):
-            m.d.sync += [words.eq(0), current.eq(0), before.eq(0), length.eq(0)]
-        lengths = Signal(length_layout(spec))
-        for each in range(derived.lists):
-            with m.If(plane == each):
-                m.d.comb += lengths.eq(loader.group.lengths[each])
-        with m.If(loader.ready & (current > plane)):
-            m.d.comb += [
-                ensure(lengths.words == length),
-                ensure(lengths.some == (length != 0)),
-                ensure(lengths.one == (length == 1)),
-            ]
+            m.d.sync += [words.eq(0), current.eq(current + 1), counted.planes.eq(current + 1)]
+            with m.If(listing.read.group_end):
+                m.d.sync += current.eq(0)
+        with m.If(listed & (current == plane)):
+            m.d.sync += counted.length.eq(counted.length + 1)
+            with m.If(counted.length == index):
+                m.d.sync += [counted.word.eq(words), counted.active.eq(self.nonzero)]
+        with m.If(self.release):
+            m.d.sync += taken.eq(0)
+        if spec.zero_skip == "skip":
+            lengths = Signal(length_layout(spec))
+            for each in range(derived.lists):
+                with m.If(plane == each):
+                    m.d.comb += lengths.eq(loader.lengths[each])
+            # Once the group is taken, another one is the next.
+            m.d.comb += ensure(loader.loaded_planes == following.planes)
+            with m.If(following.planes > plane):
+                m.d.comb += [
+                    ensure(lengths.words == following.length),
+                    ensure(lengths.some == (following.length != 0)),
+                    ensure(lengths.one == (following.length == 1)),
+                ]
 
         # Look the entry of the group that was taken up.
-        taken_length, taken_base, taken_buffer = Signal.like(length), Signal.like(before), Signal()
-        taken_word, taken_active, looked_up = Signal.like(kept_word), Signal.like(kept_active), Signal()
-        with m.If(self.take):
-            m.d.sync += [
-                taken_length.eq(Mux(current > plane, length, 0)),
-                taken_base.eq(before),
-                taken_buffer.eq(loader.buffer),
-                taken_word.eq(kept_word),
-                taken_active.eq(kept_active),
-            ]
-        m.d.sync += looked_up.eq((taken_length > index) & ~self.take)
-        m.d.comb += [
-            loader.list_buffer.eq(taken_buffer),
-            loader.list_index.eq(index),
-            loader.list_address.eq(taken_base + index),
+        looked_up, word, active = Signal(), Signal(derived.window_address_width), Signal(spec.columns)
+        m.d.sync += [
+            looked_up.eq(held & (taken.planes > plane) & (taken.length > index)),
+            word.eq(taken.word),
+            active.eq(taken.active),
         ]
+        m.d.comb += [loader.list_index.eq(index), loader.list_address.eq(taken.before + index)]
         with m.If(looked_up):
-            m.d.comb += ensure(loader.entry.word == taken_word)
+            m.d.comb += ensure(loader.entry.word == word)
             if spec.zero_skip != "off":
-                m.d.comb += ensure(loader.entry.active == taken_active)
+                m.d.comb += ensure(loader.entry.active == active)
         return m
 
 
@@ -159,11 +165,13 @@ def test_every_nonzero_word_is_listed_once_and_in_order(zero_skip, cycles, tmp_p
 
 
 LIST_FAULTS = [
-    ('active.any() if spec.zero_skip == "skip" else Const(1)', "Const(1)"),
+    ('active.any() if skip else Const(1)', "Const(1)"),
     (".eq(Cat(listed, ", ".eq(Cat(length, "),
     ("address.eq(next_word)", "address.eq(address + lists)"),
     ("Cat(listed, listed != 0, listed == 1)", "Cat(listed, listed != 0, length == 1)"),
-    ("write.addr.eq(Cat(address, self.buffer))", "write.addr.eq(Cat(address, 0))"),
+    ("write.addr.eq(Cat(address, stage.buffer))", "write.addr.eq(Cat(address, 0))"),
+    ("loaded[~self.issuing].eq(0), planes[~self.issuing].eq(0)", "loaded.eq(0), planes[~self.issuing].eq(0)"),
+    ("lengths[stage.buffer][plane].eq(", "lengths[0][plane].eq("),
     ("m.d.sync += [number.eq(plane_word), fits.eq(inside)]", "m.d.sync += [number.eq(word), fits.eq(inside)]"),
 ]
 
@@ -268,7 +276,7 @@ def test_a_sequencer_that_hangs_is_found(descriptors, old, new, tmp_path):
 class IssuerProof(Elaboratable):
     """Pass scheduler and tile issuer, given any groups: each is taken and ends in so many cycles.
 
-    A group comes at any time after the one before was taken, with any number of words in each plane; it is ready within
+    A group comes at any time after the one before was taken, with any number of words in each plane; it is loaded within
     ``PATIENCE`` cycles. Pass words are anything but for their doublings, at most one each: more take more cycles.
     """
 
@@ -310,15 +318,13 @@ class IssuerProof(Elaboratable):
         m.d.comb += [scheduler.start.eq(first), issuer.start.eq(first)]
 
         # Groups.
-        group, loading, ready, waited = issuer.group, Signal(), Signal(), Signal(range(PATIENCE + 2))
-        arrives, buffer = Signal(), Signal()
+        loading, ready, waited = Signal(), Signal(), Signal(range(PATIENCE + 2))
+        arrives, drain_cycles = Signal(), Signal.like(issuer.group.drain_cycles)
         m.d.comb += [
             arrives.eq(self.arrives & ~first & ~loading & ~ready),
             assume(~(loading & (waited == PATIENCE) & ~self.is_ready)),
-            scheduler.group.eq(group),
-            scheduler.group_started.eq(arrives),
             scheduler.group_ready.eq(ready),
-            scheduler.group_buffer.eq(buffer),
+            scheduler.group_buffer.eq(~issuer.buffer),
             scheduler.take.eq(issuer.take),
             scheduler.entry_buffer.eq(issuer.entry_buffer),
             scheduler.entry_index.eq(issuer.entry_index),
@@ -328,18 +334,17 @@ class IssuerProof(Elaboratable):
             issuer.skipped.eq(scheduler.skipped),
             issuer.first.eq(scheduler.first),
             issuer.group_ready.eq(ready & scheduler.complete),
-            issuer.group_buffer.eq(buffer),
         ]
         m.d.sync += waited.eq(Mux(loading, waited + 1, 0))
         with m.If(arrives):
-            m.d.sync += [buffer.eq(~buffer), loading.eq(1), group.drain_cycles.eq(self.drain_cycles + 1)]
+            m.d.sync += [loading.eq(1), drain_cycles.eq(self.drain_cycles + 1)]
             for number, length in enumerate(self.lengths):
                 m.d.comb += assume(length <= spec.window_depth)
-                m.d.sync += group.lengths[number].eq(Cat(length, length != 0, length == 1))
+                m.d.sync += scheduler.lengths[number].eq(Cat(length, length != 0, length == 1))
         with m.If(loading & self.is_ready):
             m.d.sync += [loading.eq(0), ready.eq(1)]
         with m.If(issuer.take):
-            m.d.sync += ready.eq(0)
+            m.d.sync += [ready.eq(0), issuer.group.drain_cycles.eq(drain_cycles)]
 
         # From when a group is ready to its being taken, and from there to its last row tile's last operation.
         tiles, running = Signal.like(issuer.layer.row_tiles), Signal()
@@ -355,6 +360,7 @@ class IssuerProof(Elaboratable):
         m.d.comb += [
             ensure(~(issuer.take & running & ~ends)),
             ensure(~(issuer.operation.valid & ~running)),
+            ensure(issuer.release == ends),
             ensure(runs <= self.bound),
             ensure(waits <= self.bound + spec.derived.passes_max + 4),
         ]

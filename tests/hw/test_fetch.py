@@ -366,7 +366,7 @@ class Load:
         m.d.sync += self.cycle.eq(self.cycle + 1)
         self.starts: list[int] = []
         self.loading: list[int] = []
-        self.told: list[tuple[int, int, int, list[int]]] = []  # in each cycle: ready, started, planes, their lengths
+        self.told: list[tuple[int, int, list[int]]] = []  # in each cycle: ready, planes loaded, lengths of their lists
         self.overflows = 0
         self.buffers: list[dict[int, int]] = [{} for _ in range(scene.spec.columns)]
 
@@ -399,7 +399,6 @@ class Load:
             watched = (
                 self.cycle,
                 dut.ready,
-                dut.started,
                 dut.loaded_planes,
                 dut.loading,
                 dut.overflow,
@@ -411,8 +410,8 @@ class Load:
             position_width, lanes = scene.spec.derived.position_width, scene.spec.lanes
             rng = random.Random(1)
             async for _, _, *values in ctx.tick().sample(*watched, *writes, *lengths):
-                cycle, ready, started, planes, loading, overflow, read, positions, write, address, data = values[:11]
-                self.told.append((ready, started, planes, values[11:][:planes]))
+                cycle, ready, planes, loading, overflow, read, positions, write, address, data = values[:10]
+                self.told.append((ready, planes, values[10:][:planes]))
                 if loading:
                     self.loading.append(cycle)
                 self.overflows += overflow
@@ -533,13 +532,11 @@ def test_loader_fills_the_window_buffer_and_lists_its_words(rng):
         walk_start = begins[-1] + length if number % count else load.starts[number // count] + 1
         begins.append(max(walk_start + spec.columns, releases[number - 2] + 1 if number > 1 else 0))
     assert load.loading == [cycle for begin in begins for cycle in range(begin, begin + length)]
-    for cycle, (ready, started, planes, lengths) in enumerate(load.told):
+    for cycle, (ready, planes, lengths) in enumerate(load.told):
         number = sum(take < cycle for take in takes)  # of the next group
         age = cycle - begins[number] if number < len(groups) else 0
         assert ready == (age >= length + LOAD_LATENCY)
-        skip = spec.zero_skip == "skip"
-        assert started == (skip and age > 0)
-        assert planes == (np.count_nonzero(latencies <= age) if skip else 0)
+        assert planes == (np.count_nonzero(latencies <= age) if spec.zero_skip == "skip" else 0)
         assert lengths == told_lengths(lists[number][:planes] if planes else [], spec)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Signal
 from amaranth.lib import memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,19 +76,27 @@ def scheduler(spec: ArraySpec, words: np.ndarray) -> tuple[PassScheduler, Module
     return dut, m
 
 
-def listing(layer: Descriptor, arrivals: Sequence[int]) -> int:
-    """Cycles from the start of a group until its passes are listed: one a cycle, each once its plane has arrived.
+def listing(layer: Descriptor, arrivals: Sequence[int], begun: int = 0) -> int:
+    """In which cycle all passes are listed: one a cycle, each once its plane has arrived, from the cycle ``begun`` on.
 
     A plane that the window does not have is not waited for longer than the window.
     """
-    listed = SCHEDULE_START - 1
+    listed = begun + SCHEDULE_START - 1
     for entry in layer.passes:
         listed = max(listed + 1, arrivals[min(entry.plane, len(arrivals) - 1)])
     return listed + SCHEDULE_END
 
 
 async def load(
-    ctx: Any, dut: PassScheduler, layer: Descriptor, arrivals: Sequence[int], lengths: Sequence[int], rng: random.Random
+    ctx: Any,
+    dut: PassScheduler,
+    layer: Descriptor,
+    arrivals: Sequence[int],
+    lengths: Sequence[int],
+    rng: random.Random,
+    *,
+    start: bool,
+    since: int,
 ) -> None:
     """Load a group until it can be taken, and compare each cycle whether its list is complete.
 
@@ -97,17 +105,21 @@ async def load(
     ctx, dut, layer
         Where, and the layer.
     arrivals, lengths
-        Of each plane the cycle in which it is loaded, counted from the group's start, and its words.
+        Of each plane the cycle in which it is loaded, counted from now, and its words.
     rng
         Of what groups and layers before it have left.
+    start
+        Start the layer now.
+    since
+        Else, cycles since the one that followed the last take.
     """
-    complete = listing(layer, arrivals)
+    complete = listing(layer, arrivals, 0 if start else -since)
     for cycle in range(max(complete, arrivals[-1]) + 1):
         if cycle:
             await ctx.tick()
         loaded = sum(arrival <= cycle for arrival in arrivals)
         left = [rng.randint(0, dut.spec.window_depth) for _ in range(dut.spec.derived.lists - loaded)]
-        ctx.set(dut.group_started, 1)
+        ctx.set(dut.start, start and cycle == 0)
         ctx.set(dut.loaded_planes, loaded)
         ctx.set(dut.group_ready, loaded == len(arrivals))
         ctx.set(dut.lengths, told([*lengths[:loaded], *left]))
@@ -121,7 +133,6 @@ async def take(ctx: Any, dut: PassScheduler) -> None:
     assert ctx.get(dut.complete)
     await ctx.tick()
     ctx.set(dut.take, 0)
-    ctx.set(dut.group_started, 0)
     ctx.set(dut.group_ready, 0)
     ctx.set(dut.loaded_planes, 0)
     assert (ctx.get(dut.count), ctx.get(dut.skipped)) == counts
@@ -174,28 +185,32 @@ def test_schedules_list_the_passes_with_words_while_planes_arrive(data, rng):
     for layer in layers:
         address += HEADER_WORDS
         sizes = layer.plane_words(spec)
-        for _ in range(3):
+        for number in range(3):
             lengths = [rng.choice([0, size, rng.randint(0, size)]) for size in sizes]
-            groups.append((layer, address, random_arrivals(rng, len(sizes)), lengths, rng.randrange(4)))
+            arrivals = random_arrivals(rng, len(sizes))
+            groups.append((layer, address, number == 0, arrivals, lengths, [rng.choice([0, 0, 1, 9]) for _ in range(2)]))
         address += len(layer.passes)
     seed = rng.getrandbits(32)
     dut, m = scheduler(spec, np.concatenate([layer.encode(spec) for layer in layers]))
+    cycle = Signal(32)
+    m.d.sync += cycle.eq(cycle + 1)
 
     async def bench(ctx):
         left = random.Random(seed)
-        for number, (layer, pass_address, arrivals, lengths, wait) in enumerate(groups):
+        taken = 0
+        for number, (layer, pass_address, start, arrivals, lengths, waits) in enumerate(groups):
             buffer = number % 2
             ctx.set(dut.layer, kept_fields(layer, spec))
             ctx.set(dut.pass_address, pass_address)
             ctx.set(dut.group_buffer, buffer)
-            await load(ctx, dut, layer, arrivals, lengths, left)
-            for _ in range(wait):  # the issuer is busy
-                await ctx.tick()
+            await load(ctx, dut, layer, arrivals, lengths, left, start=start, since=ctx.get(cycle) - taken)
+            await ctx.tick().repeat(1 + waits[0])  # the issuer is busy
+            await check_list(ctx, dut, layer, buffer, lengths)
             await take(ctx, dut)
-            for _ in range(wait):
+            taken = ctx.get(cycle)
+            for _ in range(waits[1]):  # the loader is
                 assert not ctx.get(dut.complete)
                 await ctx.tick()
-            await check_list(ctx, dut, layer, buffer, lengths)
 
     drive(m, bench)
 
@@ -211,7 +226,6 @@ def test_without_skipping_passes_are_listed_once_a_layer(data, zero_skip, rng):
     dut, m = scheduler(spec, np.concatenate([layer.encode(spec) for layer in layers]))
 
     def disturb(ctx: Any, rng: random.Random) -> None:
-        ctx.set(dut.group_started, rng.randrange(2))
         ctx.set(dut.group_ready, rng.randrange(2))
         ctx.set(dut.group_buffer, rng.randrange(2))
         ctx.set(dut.loaded_planes, rng.randint(0, spec.derived.lists))
@@ -254,7 +268,7 @@ def test_the_list_of_a_group_stays_while_the_next_is_made():
             ctx.set(dut.group_buffer, group % 2)
             lengths = [1 + (group + plane) % 4 for plane in range(3)]
             ctx.set(dut.lengths, told(lengths + [0] * (spec.derived.lists - 3)))
-            ctx.set(dut.group_started, 1)
+            ctx.set(dut.start, group == 0)
             ctx.set(dut.loaded_planes, 3)
             ctx.set(dut.group_ready, 1)
             # The list of the group before is read meanwhile.
@@ -264,6 +278,7 @@ def test_the_list_of_a_group_stays_while_the_next_is_made():
                 ctx.set(dut.entry_read, 1)
                 assert not ctx.get(dut.complete)
                 await ctx.tick()
+                ctx.set(dut.start, 0)
                 if group:
                     assert ctx.get(dut.entry.length) == 1 + (group - 1 + cycle % 3) % 4
                     assert ctx.get(dut.entry.index) == cycle % 3
@@ -299,7 +314,6 @@ def test_passes_over_planes_that_a_layer_does_not_have_are_left_out(zero_skip, p
         ctx.set(dut.layer, layer.fields)
         ctx.set(dut.pass_address, HEADER_WORDS)
         ctx.set(dut.lengths, told(lengths[: spec.derived.lists]))
-        ctx.set(dut.group_started, 1)
         for cycle in range(cycles):
             ctx.set(dut.start, cycle == 0)
             ctx.set(dut.loaded_planes, cycle >= 9)
@@ -335,9 +349,9 @@ def test_passes_over_planes_that_never_arrive_wait_for_the_group_only(planes, wi
         ctx.set(dut.pass_address, HEADER_WORDS)
         for number, group in enumerate(zip(arrivals, lengths, strict=True)):
             ctx.set(dut.group_buffer, number % 2)
-            await load(ctx, dut, layer, *group, left)
-            await take(ctx, dut)
+            await load(ctx, dut, layer, *group, left, start=number == 0, since=0)
             entries = await read_entries(ctx, dut, number % 2)
+            await take(ctx, dut)
             assert entries
             assert all(entry["length"] + entry["extra"] for entry in entries)
 

@@ -91,7 +91,7 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
     walk_left, reads_left = spec.columns, 0
     started = taken = 0  # groups whose reads have begun, and that the issuer has taken
     ages: dict[int, int] = {}  # of the groups that occupy a half of the buffers, cycles since their first read
-    listing: int | None = None  # cycles since the list of the group to be taken next was begun
+    listing = 0  # cycles since the start pulse, or the cycle after a take, began the list
     scheduled, until_complete = 0, 0  # passes of the schedule, and cycles after that
     current: int | None = None
     steps: list[int | None] = []
@@ -111,19 +111,17 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
             reads_left -= 1
             if not reads_left:
                 walk_left = spec.columns
-        # The scheduler takes a pass a cycle: of the layer, or of the next group, once the plane is there. It begins the
-        # cycle after that group's first read and the last take.
+        # The scheduler takes a pass a cycle: of the layer, or of the next group, once the plane is there.
         age = ages.get(taken, -1)
         there = [age >= at + LOAD_LATENCY for at in np.cumsum(layer.plane_loads(spec)).tolist()]
-        if spec.zero_skip == "skip":
-            listing = listing + 1 if listing is not None else 0 if age > 0 else None
+        listing += 1
         if until_complete:
             until_complete -= 1
         if scheduled < len(layer.passes):
-            listed = listing is not None and listing >= SCHEDULE_START and there[layer.passes[scheduled].plane]
-            if listed or spec.zero_skip != "skip":
+            listed = there[layer.passes[scheduled].plane] or spec.zero_skip != "skip"
+            if listed and listing >= SCHEDULE_START:
                 scheduled = scheduled + 1
-                until_complete = SCHEDULE_END if spec.zero_skip == "skip" else SCHEDULE_OVERHEAD
+                until_complete = SCHEDULE_END
         ready = all(there) and scheduled == len(layer.passes) and not until_complete
 
         idle = current is None
@@ -153,7 +151,7 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
             current, taken = taken, taken + 1
             takes.append(now)
             if spec.zero_skip == "skip":
-                listing, scheduled = None, 0
+                listing, scheduled = -1, 0
             window = [words[:, list(groups[current])] for words in planes]
             steps = operations(layer, spec, window, len(groups[current]))
         elif idle:

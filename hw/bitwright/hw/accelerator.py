@@ -151,7 +151,6 @@ class Accelerator(wiring.Component):
             scheduler.layer.eq(layer),
             scheduler.pass_address.eq(sequencer.pass_address),
             scheduler.start.eq(sequencer.run),
-            scheduler.group_started.eq(loader.started),
             scheduler.loaded_planes.eq(loader.loaded_planes),
             scheduler.lengths.eq(loader.lengths),
             scheduler.group_ready.eq(loader.ready),

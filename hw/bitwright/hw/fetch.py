@@ -264,9 +264,9 @@ class WindowLoader(wiring.Component):
         The group that was taken, until the cycle in which it is released.
     ready : ``Out(1)``
         The next group is ready to be taken.
-    started : ``Out(1)``, loaded_planes : ``Out(range(lists + 1))``, lengths : ``Out(lengths_layout(spec))``
-        With ``zero_skip`` "skip", else 0: whether the next group's first read has begun, in an earlier cycle; how many
-        of its planes have been loaded and listed; and how long their lists are.
+    loaded_planes : ``Out(range(lists + 1))``, lengths : ``Out(lengths_layout(spec))``
+        With ``zero_skip`` "skip", else 0: how many of the next group's planes have been loaded and listed, and how long
+        their lists are.
     loading : ``Out(1)``
         A read, or an empty one, begins.
     read : ``Out(1)``, read_position : ``Out(copies × position_width)``
@@ -293,7 +293,6 @@ class WindowLoader(wiring.Component):
     release: Signal
     group: "data.View[Any]"
     ready: Signal
-    started: Signal
     loaded_planes: Signal
     lengths: "data.View[Any]"
     loading: Signal
@@ -320,7 +319,6 @@ class WindowLoader(wiring.Component):
                 "release": In(1),
                 "group": Out(group_layout(spec)),
                 "ready": Out(1),
-                "started": Out(1),
                 "loaded_planes": Out(range(derived.lists + 1)),
                 "lengths": Out(lengths_layout(spec)),
                 "loading": Out(1),
@@ -446,8 +444,6 @@ class WindowLoader(wiring.Component):
             ]
             words += [packer.word] * share
         m.d.comb += self.window_write_data.eq(Cat(words))
-        if spec.zero_skip == "skip":
-            m.d.comb += self.started.eq(occupied[~self.issuing])
         number, fits, next_word = self._write_words(m, stages[3])
         self._write_lists(m, stages[4], number, fits, next_word, nonzero)
         return m

@@ -57,16 +57,16 @@ class PassScheduler(wiring.Component):
         First cycle of the layer.
     address : ``Out(descriptor_address_width)``, read : ``Out(1)``, word : ``In(32)``
         Read port of the descriptor memory, with a latency of one cycle while ``read``.
-    group_started, loaded_planes, lengths : ``In(lengths_layout(spec))``, group_ready
+    loaded_planes, lengths : ``In(lengths_layout(spec))``, group_ready
         With skipping: the group that is taken next, as the loader gives it. Its passes are listed while it is still
-        being loaded, each as soon as its plane is there, from the cycle on in which it has started.
+        being loaded, each as soon as its plane is there.
     group_buffer : ``In(1)``
         Half that its list is written to.
     take : ``In(1)``
         The group is taken: from the next cycle on, the one after it is the next.
     complete : ``Out(1)``
-        The group's list is complete: ``SCHEDULE_OVERHEAD`` cycles and one for each pass after ``start``, or after the
-        first cycle with ``group_started``, and more where a pass waits for its plane.
+        The list is complete: ``SCHEDULE_OVERHEAD`` cycles and one for each pass after ``start``, with skipping also
+        after the cycle that follows each ``take``, and more where a pass waits for its plane.
     count : ``Out``, skipped : ``Out``
         Entries of that list, and words of a row tile that it leaves out.
     first : ``Out(schedule_layout(spec))``
@@ -81,7 +81,6 @@ class PassScheduler(wiring.Component):
     address: Signal
     read: Signal
     word: Signal
-    group_started: Signal
     loaded_planes: Signal
     lengths: "data.View[Any]"
     group_ready: Signal
@@ -108,7 +107,6 @@ class PassScheduler(wiring.Component):
                 "address": Out(derived.descriptor_address_width),
                 "read": Out(1),
                 "word": In(32),
-                "group_started": In(1),
                 "loaded_planes": In(range(derived.lists + 1)),
                 "lengths": In(lengths_layout(spec)),
                 "group_ready": In(1),
@@ -143,13 +141,14 @@ class PassScheduler(wiring.Component):
             self.count.eq(written),
         ]
 
-        begin, begun, fetch, advance, tail = Signal(), Signal(), Signal(), Signal(), Signal()
+        begin, fetch, advance, tail = Signal(), Signal(), Signal(), Signal()
         index, current = Signal(range(spec.derived.passes_max + 1)), Signal(range(spec.derived.passes_max + 1))
         fetched, valid, started = Signal(), Signal(), Signal()
+        taken = Signal()  # a group, in the cycle before: the list of the next one is begun, whether it is there or not
         entry_pass = Signal(PASS)
         doubles = Signal(DOUBLES_WIDTH)  # of the passes dropped since the last entry
         m.d.comb += [
-            begin.eq(self.group_started & ~begun if skip else self.start),
+            begin.eq(self.start | taken),
             self.address.eq(self.pass_address + Mux(begin, 0, index)),
             self.read.eq(begin | fetch),
             # The word that has come from memory goes to a register when the pass before is listed.
@@ -212,7 +211,6 @@ class PassScheduler(wiring.Component):
         m.d.sync += tail.eq(0)
         with m.If(begin):
             m.d.sync += [
-                begun.eq(1),
                 fetched.eq(1),
                 valid.eq(0),
                 index.eq(1),
@@ -236,8 +234,9 @@ class PassScheduler(wiring.Component):
         with m.If(tail):
             m.d.sync += self.complete.eq(1)
         if skip:
+            m.d.sync += taken.eq(self.take)
             with m.If(self.take):
-                m.d.sync += [self.complete.eq(0), begun.eq(0)]
+                m.d.sync += self.complete.eq(0)
         return m
 
 

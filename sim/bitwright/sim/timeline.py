@@ -19,8 +19,8 @@ the first read is issued in cycle ``load[g]``, the group is ready, its passes sc
     last[g, 0] = max(take[g] + operations[g], last[g-1, tiles-1] + drain[g-1])
     last[g, t] = last[g, t-1] + max(operations[g], drain[g])
 
-So a group keeps its half of the buffers from its first read to its last operation; with ``"skip"`` its list is begun in
-the cycle after both its first read and the take of the group before. Terms of groups that there are not do not count.
+So a group keeps its half of the buffers from its first read to its last operation, and with ``"skip"`` its list is begun
+in the cycle after the group before is taken. Terms of groups that there are not do not count.
 
 Parts follow each other. With ``fetch[k]`` the cycle in which the fetch of part ``k``'s header starts, ``stream[k]`` the
 cycles in which its weights come in, if any, and ``end[k]`` its last cycle::
@@ -49,7 +49,6 @@ from bitwright.hw.isa import (
     RAW_TO_WRITE,
     SCHEDULE_END,
     SCHEDULE_OVERHEAD,
-    SCHEDULE_START,
     ArraySpec,
     Descriptor,
     ZeroSkip,
@@ -405,7 +404,7 @@ def pace_of(layer: Descriptor, spec: ArraySpec) -> Pace:
 def listing_cycles(layer: Descriptor, spec: ArraySpec) -> int:
     """Cycles from a group's first read until its passes are listed, one a cycle and each once its plane is loaded."""
     loaded = np.cumsum(layer.plane_loads(spec)) + LOAD_LATENCY
-    listed = SCHEDULE_START
+    listed = 0
     for entry in layer.passes:
         listed = max(listed + 1, int(loaded[entry.plane]))
     return max(listed + SCHEDULE_END, int(loaded[-1]))
