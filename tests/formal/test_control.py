@@ -105,6 +105,7 @@ class ListProof(Elaboratable):
         current, words = Signal.like(planes), Signal(derived.window_address_width + 1)
         count = data.StructLayout(
             {
+                "loaded": 1,  # all of them
                 "planes": derived.lists.bit_length(),  # that are complete
                 "before": len(words),  # words of the planes before the chosen one
                 "length": len(words),
@@ -121,19 +122,20 @@ class ListProof(Elaboratable):
         with m.If(listing.active & listing.read.plane_end):
             m.d.sync += [words.eq(0), current.eq(current + 1), counted.planes.eq(current + 1)]
             with m.If(listing.read.group_end):
-                m.d.sync += current.eq(0)
+                m.d.sync += [current.eq(0), counted.loaded.eq(1)]
         with m.If(listed & (current == plane)):
             m.d.sync += counted.length.eq(counted.length + 1)
             with m.If(counted.length == index):
                 m.d.sync += [counted.word.eq(words), counted.active.eq(self.nonzero)]
         with m.If(self.release):
             m.d.sync += taken.eq(0)
+        # Once the group is taken, another one is the next.
+        m.d.comb += ensure(loader.ready == following.loaded)
         if spec.zero_skip == "skip":
             lengths = Signal(length_layout(spec))
             for each in range(derived.lists):
                 with m.If(plane == each):
                     m.d.comb += lengths.eq(loader.lengths[each])
-            # Once the group is taken, another one is the next.
             m.d.comb += ensure(loader.loaded_planes == following.planes)
             with m.If(following.planes > plane):
                 m.d.comb += [
@@ -165,7 +167,7 @@ def test_every_nonzero_word_is_listed_once_and_in_order(zero_skip, cycles, tmp_p
 
 
 LIST_FAULTS = [
-    ('active.any() if skip else Const(1)', "Const(1)"),
+    ("active.any() if skip else Const(1)", "Const(1)"),
     (".eq(Cat(listed, ", ".eq(Cat(length, "),
     ("address.eq(next_word)", "address.eq(address + lists)"),
     ("Cat(listed, listed != 0, listed == 1)", "Cat(listed, listed != 0, length == 1)"),
@@ -276,8 +278,9 @@ def test_a_sequencer_that_hangs_is_found(descriptors, old, new, tmp_path):
 class IssuerProof(Elaboratable):
     """Pass scheduler and tile issuer, given any groups: each is taken and ends in so many cycles.
 
-    A group comes at any time after the one before was taken, with any number of words in each plane; it is loaded within
-    ``PATIENCE`` cycles. Pass words are anything but for their doublings, at most one each: more take more cycles.
+    A group comes at any time after the one before was taken, with any number of words in each plane; it is loaded
+    within ``PATIENCE`` cycles. Pass words are anything but for their doublings, at most one each: more would take more
+    cycles.
     """
 
     def __init__(self, spec, bound, schedule=schedule, issuer=issuer):

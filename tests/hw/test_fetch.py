@@ -12,11 +12,11 @@ from amaranth.hdl import Module, Signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import control
 from bitwright.hw.descriptor import descriptor_layout
 from bitwright.hw.fetch import WindowLoader, length_layout
 from bitwright.hw.isa import BANK, FLAG_RAW, GRANULE, LOAD_LATENCY, ArraySpec, Descriptor, descriptor_fields
 from bitwright.hw.walkers import PixelWalker, coordinate_width
-import control
 from drive import drive, header, wrap
 
 BANK_GRANULES = BANK // GRANULE

@@ -188,7 +188,8 @@ def test_schedules_list_the_passes_with_words_while_planes_arrive(data, rng):
         for number in range(3):
             lengths = [rng.choice([0, size, rng.randint(0, size)]) for size in sizes]
             arrivals = random_arrivals(rng, len(sizes))
-            groups.append((layer, address, number == 0, arrivals, lengths, [rng.choice([0, 0, 1, 9]) for _ in range(2)]))
+            waits = [rng.choice([0, 0, 1, 9]) for _ in range(2)]
+            groups.append((layer, address, number == 0, arrivals, lengths, waits))
         address += len(layer.passes)
     seed = rng.getrandbits(32)
     dut, m = scheduler(spec, np.concatenate([layer.encode(spec) for layer in layers]))

@@ -17,7 +17,6 @@ from bitwright.hw.isa import (
     LOAD_LATENCY,
     RAW_TO_WRITE,
     SCHEDULE_END,
-    SCHEDULE_OVERHEAD,
     SCHEDULE_START,
     ArraySpec,
     Descriptor,

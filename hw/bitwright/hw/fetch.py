@@ -203,7 +203,6 @@ class WindowPacker(wiring.Component):
 
 def group_layout(spec: ArraySpec) -> data.StructLayout:
     """What is known of a pixel group beside its windows."""
-    derived = spec.derived
     return data.StructLayout(
         {
             "valid": spec.columns,  # columns that hold a window: the first ones

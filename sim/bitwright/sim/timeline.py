@@ -19,8 +19,8 @@ the first read is issued in cycle ``load[g]``, the group is ready, its passes sc
     last[g, 0] = max(take[g] + operations[g], last[g-1, tiles-1] + drain[g-1])
     last[g, t] = last[g, t-1] + max(operations[g], drain[g])
 
-So a group keeps its half of the buffers from its first read to its last operation, and with ``"skip"`` its list is begun
-in the cycle after the group before is taken. Terms of groups that there are not do not count.
+So a group keeps its half of the buffers from its first read to its last operation, and with ``"skip"`` its list is
+begun in the cycle after the group before is taken. Terms of groups that there are not do not count.
 
 Parts follow each other. With ``fetch[k]`` the cycle in which the fetch of part ``k``'s header starts, ``stream[k]`` the
 cycles in which its weights come in, if any, and ``end[k]`` its last cycle::

@@ -329,8 +329,8 @@ class _Part:
     def _schedules(self) -> Iterator[Slice]:
         layer, spec = self.layer, self.spec
         skip, pace = spec.zero_skip == "skip", timeline.pace_of(layer, spec)
-        # A list is made from the cycle after the group's first read and the take of the group before; no group waits for
-        # the array before that take.
+        # A list is made from the cycle after the group's first read and the take of the group before; no group waits
+        # for the array before that take.
         taken = np.append(self.pulse, self.take[:-1])
         begin = np.maximum(self.load, taken) + 1
         ready = np.maximum(self.load + pace.load, taken + max(1, pace.relist))
