@@ -127,7 +127,7 @@ MUTATIONS = (
     Mutation("doublings twice", "schedule.py", "[started.eq(1), doubles.eq(0)]", "started.eq(1)"),
     Mutation("doublings of nothing", "schedule.py", "m.Elif(started)", "m.Else()"),
     Mutation("doublings of the last passes lost", "schedule.py", "(doubles != 0) | ~started", "~started"),
-    Mutation("list begun before the last is taken", "schedule.py", "taken.eq(self.take)", "taken.eq(tail)"),
+    Mutation("list begun before the last is taken", "schedule.py", "~self.complete & (", "("),
     Mutation("pass ahead of its plane", "schedule.py", "self.loaded_planes > entry", "self.loaded_planes >= entry"),
     Mutation(
         "plane of the residual", "schedule.py", "plane >= layer.activation_planes", "plane > layer.activation_planes"

@@ -76,12 +76,12 @@ def scheduler(spec: ArraySpec, words: np.ndarray) -> tuple[PassScheduler, Module
     return dut, m
 
 
-def listing(layer: Descriptor, arrivals: Sequence[int], begun: int = 0) -> int:
-    """In which cycle all passes are listed: one a cycle, each once its plane has arrived, from the cycle ``begun`` on.
+def listing(layer: Descriptor, arrivals: Sequence[int], first: int = SCHEDULE_START) -> int:
+    """In which cycle all passes are listed: one a cycle, each once its plane has arrived, from the cycle ``first`` on.
 
     A plane that the window does not have is not waited for longer than the window.
     """
-    listed = begun + SCHEDULE_START - 1
+    listed = first - 1
     for entry in layer.passes:
         listed = max(listed + 1, arrivals[min(entry.plane, len(arrivals) - 1)])
     return listed + SCHEDULE_END
@@ -113,7 +113,7 @@ async def load(
     since
         Else, cycles since the one that followed the last take.
     """
-    complete = listing(layer, arrivals, 0 if start else -since)
+    complete = listing(layer, arrivals, SCHEDULE_START if start else -since)
     for cycle in range(max(complete, arrivals[-1]) + 1):
         if cycle:
             await ctx.tick()
@@ -127,15 +127,13 @@ async def load(
 
 
 async def take(ctx: Any, dut: PassScheduler) -> None:
-    """Take the group; its list is complete until then, and stays described one cycle longer. There is no next one."""
-    counts = ctx.get(dut.count), ctx.get(dut.skipped)
+    """Take the group; its list is complete until then. There is no next one."""
     ctx.set(dut.take, 1)
     assert ctx.get(dut.complete)
     await ctx.tick()
     ctx.set(dut.take, 0)
     ctx.set(dut.group_ready, 0)
     ctx.set(dut.loaded_planes, 0)
-    assert (ctx.get(dut.count), ctx.get(dut.skipped)) == counts
 
 
 async def read_entries(ctx: Any, dut: PassScheduler, buffer: int) -> list[dict[str, int]]:
@@ -254,7 +252,7 @@ def test_without_skipping_passes_are_listed_once_a_layer(data, zero_skip, rng):
 
 
 def test_the_list_of_a_group_stays_while_the_next_is_made():
-    """The next group is there, and its list is begun in the cycle after the take."""
+    """The next group is there, and its first pass is listed in the cycle after the take."""
     spec = dataclasses.replace(RESIDENT_CONTROL, zero_skip="skip")
     layer = Descriptor(
         fields=header(passes=3, activation_planes=3, run_granules=8 * 4, window_length=4),
@@ -273,7 +271,7 @@ def test_the_list_of_a_group_stays_while_the_next_is_made():
             ctx.set(dut.loaded_planes, 3)
             ctx.set(dut.group_ready, 1)
             # The list of the group before is read meanwhile.
-            for cycle in range(len(layer.passes) + SCHEDULE_OVERHEAD):
+            for cycle in range(len(layer.passes) + SCHEDULE_OVERHEAD - (SCHEDULE_START if group else 0)):
                 ctx.set(dut.entry_buffer, 1 - group % 2)
                 ctx.set(dut.entry_index, cycle % 3)
                 ctx.set(dut.entry_read, 1)

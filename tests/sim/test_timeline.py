@@ -90,7 +90,7 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
     walk_left, reads_left = spec.columns, 0
     started = taken = 0  # groups whose reads have begun, and that the issuer has taken
     ages: dict[int, int] = {}  # of the groups that occupy a half of the buffers, cycles since their first read
-    listing = 0  # cycles since the start pulse, or the cycle after a take, began the list
+    listing = 0  # cycles since the start pulse, which began the list
     scheduled, until_complete = 0, 0  # passes of the schedule, and cycles after that
     current: int | None = None
     steps: list[int | None] = []
@@ -150,7 +150,7 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
             current, taken = taken, taken + 1
             takes.append(now)
             if spec.zero_skip == "skip":
-                listing, scheduled = -1, 0
+                listing, scheduled = SCHEDULE_START - 1, 0  # the first pass has been read ahead
             window = [words[:, list(groups[current])] for words in planes]
             steps = operations(layer, spec, window, len(groups[current]))
         elif idle:

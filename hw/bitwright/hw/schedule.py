@@ -65,8 +65,8 @@ class PassScheduler(wiring.Component):
     take : ``In(1)``
         The group is taken: from the next cycle on, the one after it is the next.
     complete : ``Out(1)``
-        The list is complete: ``SCHEDULE_OVERHEAD`` cycles and one for each pass after ``start``, with skipping also
-        after the cycle that follows each ``take``, and more where a pass waits for its plane.
+        The list is complete: ``SCHEDULE_OVERHEAD`` cycles and one for each pass after ``start``; with skipping also
+        ``SCHEDULE_END`` and one for each pass after ``take``, and more where a pass waits for its plane.
     count : ``Out``, skipped : ``Out``
         Entries of that list, and words of a row tile that it leaves out.
     first : ``Out(schedule_layout(spec))``
@@ -144,19 +144,20 @@ class PassScheduler(wiring.Component):
         begin, fetch, advance, tail = Signal(), Signal(), Signal(), Signal()
         index, current = Signal(range(spec.derived.passes_max + 1)), Signal(range(spec.derived.passes_max + 1))
         fetched, valid, started = Signal(), Signal(), Signal()
-        taken = Signal()  # a group, in the cycle before: the list of the next one is begun, whether it is there or not
         entry_pass = Signal(PASS)
         doubles = Signal(DOUBLES_WIDTH)  # of the passes dropped since the last entry
         m.d.comb += [
-            begin.eq(self.start | taken),
+            # With skipping, the first pass of the next list is read as soon as the last of this one is listed.
+            begin.eq(self.start | (tail if skip else 0)),
             self.address.eq(self.pass_address + Mux(begin, 0, index)),
             self.read.eq(begin | fetch),
             # The word that has come from memory goes to a register when the pass before is listed.
             fetch.eq(fetched & (~valid | advance)),
         ]
 
-        # The pass in the register. Its plane has been listed, or, if the window does not have it, the group is there.
-        listed = (self.loaded_planes > entry_pass.plane) | self.group_ready if skip else 1
+        # The pass in the register. The list before has been taken, and its plane has been listed, or, if the window does
+        # not have it, the group is there.
+        listed = ~self.complete & ((self.loaded_planes > entry_pass.plane) | self.group_ready) if skip else 1
         m.d.comb += advance.eq(valid & listed)
         residual = Signal()
         m.d.comb += residual.eq(entry_pass.plane >= layer.activation_planes)
@@ -210,16 +211,7 @@ class PassScheduler(wiring.Component):
 
         m.d.sync += tail.eq(0)
         with m.If(begin):
-            m.d.sync += [
-                fetched.eq(1),
-                valid.eq(0),
-                index.eq(1),
-                written.eq(0),
-                started.eq(0),
-                doubles.eq(0),
-                self.skipped.eq(0),
-                self.complete.eq(0),
-            ]
+            m.d.sync += [fetched.eq(1), valid.eq(0), index.eq(1)]
         with m.Else():
             with m.If(fetch):
                 m.d.sync += [
@@ -233,10 +225,14 @@ class PassScheduler(wiring.Component):
             m.d.sync += tail.eq(advance & ~fetched)
         with m.If(tail):
             m.d.sync += self.complete.eq(1)
-        if skip:
-            m.d.sync += taken.eq(self.take)
-            with m.If(self.take):
-                m.d.sync += self.complete.eq(0)
+        with m.If(self.start | (self.take if skip else 0)):
+            m.d.sync += [
+                written.eq(0),
+                started.eq(0),
+                doubles.eq(0),
+                self.skipped.eq(0),
+                self.complete.eq(0),
+            ]
         return m
 
 

@@ -13,14 +13,14 @@ the first read is issued in cycle ``load[g]``, the group is ready, its passes sc
 ``take[g]``, and the last operation of its row tile ``t`` is issued in ``last[g, t]``::
 
     load[g] = max(load[g-1] + loads + columns, last[g-2, tiles-1] + 1)          load[0] = X + columns + 1
-    ready[g] = max(load[g] + listing, take[g-1] + 1 + passes + SCHEDULE_OVERHEAD)      with zero_skip "skip"
+    ready[g] = max(load[g] + listing, take[g-1] + passes + SCHEDULE_END)           with zero_skip "skip"
     ready[g] = max(load[g] + loads + LOAD_LATENCY, X + passes + SCHEDULE_OVERHEAD)     without
     take[g] = max(ready[g], last[g-1, tiles-1])
     last[g, 0] = max(take[g] + operations[g], last[g-1, tiles-1] + drain[g-1])
     last[g, t] = last[g, t-1] + max(operations[g], drain[g])
 
-So a group keeps its half of the buffers from its first read to its last operation, and with ``"skip"`` its list is
-begun in the cycle after the group before is taken. Terms of groups that there are not do not count.
+So a group keeps its half of the buffers from its first read to its last operation, and with ``"skip"`` its first pass
+is listed after the group before was taken. Terms of groups that there are not do not count.
 
 Parts follow each other. With ``fetch[k]`` the cycle in which the fetch of part ``k``'s header starts, ``stream[k]`` the
 cycles in which its weights come in, if any, and ``end[k]`` its last cycle::
@@ -397,7 +397,7 @@ def pace_of(layer: Descriptor, spec: ArraySpec) -> Pace:
     loads, schedule = layer.group_loads(spec), len(layer.passes) + SCHEDULE_OVERHEAD
     first, period = spec.columns + 1, loads + spec.columns
     if spec.zero_skip == "skip":
-        return Pace(first, period, listing_cycles(layer, spec), 1 + schedule, 0)
+        return Pace(first, period, listing_cycles(layer, spec), len(layer.passes) + SCHEDULE_END, 0)
     return Pace(first, period, loads + LOAD_LATENCY, 0, schedule)
 
 
