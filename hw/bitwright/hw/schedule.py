@@ -155,8 +155,8 @@ class PassScheduler(wiring.Component):
             fetch.eq(fetched & (~valid | advance)),
         ]
 
-        # The pass in the register. The list before has been taken, and its plane has been listed, or, if the window does
-        # not have it, the group is there.
+        # The pass in the register. The list before has been taken, and the pass's plane has been listed, or, if the
+        # window does not have it, the group is there.
         listed = ~self.complete & ((self.loaded_planes > entry_pass.plane) | self.group_ready) if skip else 1
         m.d.comb += advance.eq(valid & listed)
         residual = Signal()
