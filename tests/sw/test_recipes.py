@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bitwright.hw.isa import ArraySpec
-from bitwright.hw.plan import plan
+from bitwright.hw.planner import plan
 from bitwright.sw import models
 from bitwright.sw.config import load_config
 from bitwright.sw.lowering import layer_shapes

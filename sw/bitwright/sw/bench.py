@@ -28,7 +28,8 @@ from torch import nn
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.files import replacing
 from bitwright.hw.isa import ArraySpec, ZeroSkip, preset
-from bitwright.hw.plan import Plan, plan
+from bitwright.hw.plan import Plan
+from bitwright.hw.planner import plan
 from bitwright.hw.program import Program
 from bitwright.hw.shapes import LayerShape
 from bitwright.sim.backends import backend
