@@ -22,6 +22,8 @@ from bitwright.hw.isa import (
     has_coefficients,
     split_planes,
 )
+from bitwright.hw.plan import Plan
+from bitwright.hw.planner import plan
 from bitwright.hw.program import Program
 from programs import conv, linear, random_images, random_program, shapes
 
@@ -214,6 +216,16 @@ def networks(draw: st.DrawFn, arrays: st.SearchStrategy[ArraySpec] | None = None
         layers.append(linear(draw(st.integers(1, 11)), **draw(weights(spec))))
     layers[-1] = {**layers[-1], "pool": (1, 1), "pool_stride": (1, 1), "code_table": None}
     return Network(spec, layers, in_shape, draw(st.integers(1, spec.activation_planes_max)), draw(st.integers(1, 3)))
+
+
+def planned(network: Network) -> Plan:
+    """Plan of a network that fits."""
+    try:
+        layers = shapes(network.in_shape, network.layers)
+        return plan(layers, network.spec, input_bits=network.input_bits, batch=network.batch)
+    except BitwrightError:
+        assume(False)
+        raise
 
 
 @st.composite

@@ -22,7 +22,8 @@ from bitwright.hw.isa import (
     ArraySpec,
     Descriptor,
 )
-from bitwright.hw.plan import Plan, plan
+from bitwright.hw.plan import Plan
+from bitwright.hw.planner import plan
 from bitwright.sim import golden, reader, timeline
 from programs import conv, linear, random_images, random_program, shapes
 from strategies import Network, networks, programs
