@@ -35,17 +35,19 @@ def specs(draw: st.DrawFn) -> ArraySpec:
     """Small arrays: any shape, word length, zero skip and option, and accumulators narrow enough to wrap."""
     rows, lanes = draw(st.sampled_from([4, 8, 12, 20])), draw(st.sampled_from([32, 32, 64, 128]))
     columns_per_copy = draw(st.sampled_from([1, 1, 2, 3]))
+    columns = columns_per_copy * draw(st.integers(1, 4 // columns_per_copy))
     banks = -(-(rows + BANK - GRANULE) // BANK)
     weight_stream = draw(st.sampled_from([False, True]))
     codebook_bits = draw(st.sampled_from([0, 1, 2, 3, 4])) if weight_stream else 0
     return ArraySpec(
         rows=rows,
-        columns=columns_per_copy * draw(st.integers(1, 4 // columns_per_copy)),
+        columns=columns,
         lanes=lanes,
         columns_per_copy=columns_per_copy,
         accumulator_width=draw(st.integers(8, 24)),
         coefficient_bits=draw(st.sampled_from([0, 0, 3, 8])),
         drain_planes=draw(st.sampled_from([planes for planes in (1, 2, 4) if banks * planes <= lanes // BANK])),
+        columns_per_comparator=1 if columns % 2 else draw(st.sampled_from([1, 2])),
         residual=draw(st.booleans()),
         weight_stream=weight_stream,
         codebook_bits=codebook_bits,

@@ -42,6 +42,9 @@ class ArraySpec:
     drain_planes
         Planes of an output pixel that are compared and written in a cycle: 1, 2 or 4. Each takes a comparator for each
         row, and banks of its own in an activation word.
+    columns_per_comparator
+        Columns that take turns in a comparator, 1 or 2; divides ``columns``. With 2, there is a register behind the
+        threshold memories: a faster clock for more flip-flops, at no cost in throughput.
     residual
         Whether a layer can add a second input, such as the shortcut of a residual block.
     prefetch
@@ -82,6 +85,7 @@ class ArraySpec:
     accumulator_width: int = 24
     coefficient_bits: int = 0
     drain_planes: int = 2
+    columns_per_comparator: int = 1
     residual: bool = True
     prefetch: bool = True
     weight_stream: bool = False
@@ -109,6 +113,7 @@ class ArraySpec:
             "coefficient_bits": (0, 16),
             "codebook_bits": (0, CODEBOOK_BITS_MAX),
             "drain_planes": (1, 4),
+            "columns_per_comparator": (1, 2),
             "activation_depth": (2, 1 << 16),
             "window_depth": (2, 1 << 10),
             "weight_depth": (2, 1 << 16),
@@ -132,11 +137,12 @@ class ArraySpec:
                 raise BitwrightError(f"Array parameter {name} is {getattr(self, name)!r}, expected true or false.")
         if self.rows % GRANULE:
             raise BitwrightError(f"Array parameter rows is {self.rows}, expected a multiple of {GRANULE}.")
-        if self.columns % self.columns_per_copy:
-            raise BitwrightError(
-                f"Array has {self.columns} columns and {self.columns_per_copy} columns_per_copy, "
-                "expected a divisor of the columns."
-            )
+        for name in ("columns_per_copy", "columns_per_comparator"):
+            if self.columns % getattr(self, name):
+                raise BitwrightError(
+                    f"Array has {self.columns} columns and {getattr(self, name)} {name}, "
+                    "expected a divisor of the columns."
+                )
         if self.coefficient_bits == 1:
             raise BitwrightError("Array parameter coefficient_bits is 1, expected 0 (no multiplier) or 2 to 16.")
         if self.codebook_bits and not self.weight_stream:
@@ -224,6 +230,7 @@ PRESETS: dict[str, ArraySpec] = {
         lanes=64,
         columns_per_copy=4,
         accumulator_width=24,
+        columns_per_comparator=2,
         activation_depth=4096,
         window_depth=256,
         weight_depth=2048,
@@ -240,6 +247,7 @@ PRESETS: dict[str, ArraySpec] = {
         columns_per_copy=4,
         accumulator_width=28,
         drain_planes=4,
+        columns_per_comparator=2,
         activation_depth=16384,
         window_depth=512,
         weight_depth=8192,
@@ -383,8 +391,8 @@ class Derived:
         """Cycles from the issue of a tile's last operation to the load of its sums into the drain."""
         return ISSUE_TO_LOAD + self.multiply_stages
 
-    def drain_steps(self, output_planes: int) -> int:
-        """Cycles that the drain spends on one column of a row tile."""
+    def search_steps(self, output_planes: int) -> int:
+        """Bits of a column's codes that each comparator decides."""
         return -(-output_planes // self.spec.drain_planes)
 
     @property
