@@ -112,16 +112,19 @@ class LayerSequencer(wiring.Component):
         pointer = Signal(address_width)  # of the header being fetched; one bit more, to see the end of the memory
         end = Signal(range((1 << address_width) + HEADER_WORDS + (1 << 16)))  # whatever `passes` says
 
-        # Fetch the next header. A field is checked as it arrives, against the range that the compiler uses; which one
-        # is wrong is worked out a cycle later, for memory is slow.
+        # Fetch the next header. Fields are checked as they arrive, against the ranges that the compiler uses. Of the
+        # first word with a wrong one the checks are kept; which field they are about is worked out in the end.
         upcoming = Signal(descriptor_layout(spec)) if spec.prefetch else self.layer
-        wrong, wrong_field = Signal(), Signal(8)
         bad = Signal(max(len(self._checks(word)) for word in range(HEADER_WORDS)))  # of the word before
-        count = Signal(range(HEADER_WORDS + 1))
+        wrong, wrong_word, wrong_checks = Signal(), Signal(range(HEADER_WORDS)), Signal.like(bad)
+        count = Signal(range(HEADER_WORDS + 2))
         ready, failed, failed_code = Signal(), Signal(), Signal(3)
         switch = Signal()
         m.d.comb += end.eq(pointer + HEADER_WORDS + upcoming.passes)
         m.d.comb += self.address.eq(pointer + count)
+        m.d.sync += bad.eq(0)
+        with m.If(~wrong):
+            m.d.sync += [wrong.eq(bad.any()), wrong_word.eq(count - 2), wrong_checks.eq(bad)]
         with m.FSM(name="fetch"):
             with m.State("idle"), m.If(self.start):
                 m.d.sync += [pointer.eq(0), count.eq(0), wrong.eq(0)]
@@ -135,13 +138,10 @@ class LayerSequencer(wiring.Component):
                         with m.Case(word + 1):  # words of the memory come one cycle after their address
                             self._take_word(m, word, upcoming)
                             m.d.sync += bad.eq(Cat(refused for _, refused in self._checks(word)))
-                            if word > 0:
-                                self._note(m, word - 1, bad, wrong, wrong_field)
                 with m.If(count == HEADER_WORDS):
                     m.next = "check"
 
             with m.State("check"):
-                self._note(m, HEADER_WORDS - 1, bad, wrong, wrong_field)
                 with m.If(end > spec.descriptor_depth):
                     m.d.sync += [failed.eq(1), failed_code.eq(ErrorCode.END)]
                     m.next = "hold"
@@ -172,6 +172,14 @@ class LayerSequencer(wiring.Component):
                 with m.State("layer"), m.If(self.layer_done):
                     m.next = "header"
         m.d.comb += self.stream_layer.eq(upcoming)
+
+        wrong_field = Signal(8)
+        with m.Switch(wrong_word):
+            for word in range(HEADER_WORDS):
+                with m.Case(word):
+                    for place, (index, _) in reversed(list(enumerate(self._checks(word)))):
+                        with m.If(wrong_checks[place]):
+                            m.d.comb += wrong_field.eq(index)
 
         # Run the layers.
         with m.FSM(name="run") as fsm:
@@ -240,9 +248,3 @@ class LayerSequencer(wiring.Component):
             if checks:
                 found.append((index, Cat(*checks).any()))
         return found
-
-    def _note(self, m: Module, word: int, bad: Signal, wrong: Signal, wrong_field: Signal) -> None:
-        """Note the first field that is out of its bounds."""
-        for place, (index, _) in reversed(list(enumerate(self._checks(word)))):
-            with m.If(~wrong & bad[place]):
-                m.d.sync += [wrong.eq(1), wrong_field.eq(index)]
