@@ -208,9 +208,7 @@ MUTATIONS = (
     # Draining.
     Mutation("threshold > instead of >=", "drain.py", "threshold + complement", "threshold + complement + 1"),
     Mutation("negative gain ignored", "drain.py", " ^ (flags & THRESHOLD_NEGATE).any()", ""),
-    Mutation(
-        "column sum not doubled", "drain.py", "Mux(offset, self.sums[row] << 1, self.sums[row])", "self.sums[row]"
-    ),
+    Mutation("column sum not doubled", "drain.py", "Mux(offset, total << 1, total)", "total"),
     Mutation(
         "search takes the wrong child",
         "drain.py",
@@ -225,8 +223,13 @@ MUTATIONS = (
         "if number > 1:\n                held",
     ),
     Mutation("pool min and max swapped", "drain.py", "~smaller, smaller)", "smaller, ~smaller)"),
-    Mutation("carried pool not read", "drain.py", "column.tile_first & (layer.row_tiles != 1)", "0"),
-    Mutation("carried pool not written", "drain.py", "pooling & column.tile_last", "0"),
+    Mutation(
+        "carried pool not read",
+        "drain.py",
+        "carried.eq(columns[-1].tile_first & (layer.row_tiles != 1))",
+        "carried.eq(0)",
+    ),
+    Mutation("carried pool not written", "drain.py", "carry_write.en.eq(writes_carry)", "carry_write.en.eq(0)"),
     Mutation("code table ignored", "drain.py", "Mux((self.layer.flags & FLAG_TABLE).any(), looked_up, rank)", "rank"),
     Mutation("all planes alike", "drain.py", "outgoing.codes[row][number]", "outgoing.codes[row][0]"),
     Mutation("planes at one place", "drain.py", "finished.position + stride * number", "finished.position"),
@@ -237,7 +240,7 @@ MUTATIONS = (
     Mutation("pixels of every tile counted", "drain.py", "Mux(pixel_done & tile.first, ", "Mux(pixel_done, "),
     Mutation("row tiles at one place", "drain.py", "tile_position + Mux(raw, ", "tile_position + 0 * Mux(raw, "),
     Mutation("layers at one place", "drain.py", "m.d.sync += fresh.eq(1)", "m.d.sync += fresh.eq(0)"),
-    Mutation("a raw result too many", "drain.py", "raw_row < newest.rows", "raw_row <= newest.rows"),
+    Mutation("a raw result too many", "drain.py", "raw_number < first_column.rows", "raw_number <= first_column.rows"),
     Mutation("layer ends a column early", "drain.py", "tile.last & taken.tile_last", "tile.last"),
     # The whole.
     Mutation(

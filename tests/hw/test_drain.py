@@ -255,7 +255,7 @@ class Case:
         for row in range(self._kept(tile)):
             channel = tile * self.spec.rows + row
             address = (self.output(window) + channel) % self.spec.result_depth
-            found.append((start + row + RAW_TO_WRITE, -1, address, self.value(window, channel), 0))
+            found.append((start + row + self.spec.derived.raw_to_write, -1, address, self.value(window, channel), 0))
         return found
 
     def _code_writes(self, compared: int, window: int, tile: int) -> list[Write]:
@@ -416,7 +416,7 @@ def test_drain_writes_pooled_codes_and_raw_results_on_time(case):
     assert writes == case.writes()
     columns, steps = len(case.groups[-1]), case.steps
     if case.raw:
-        assert done == [case.loads[-1] + columns * steps + RAW_TO_WRITE]
+        assert done == [case.loads[-1] + columns * steps + RAW_TO_WRITE + case.spec.columns_per_comparator - 1]
     else:
         in_turns = case.turns * (case.spec.drain_planes * steps + steps - 1)
         assert done == [case.loads[-1] + case.offset(columns - 1) + in_turns + DRAIN_TO_WRITE]

@@ -153,7 +153,7 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
     load = last + spec.derived.issue_to_load
     columns, drain_steps = len(groups[-1]), layer.drain_steps(spec)
     if layer.raw:
-        end = load + columns * spec.rows + RAW_TO_WRITE
+        end = load + columns * spec.rows + RAW_TO_WRITE + spec.columns_per_comparator - 1
     else:
         # The last column starts, passes all comparators, and has its planes written, all in its turns.
         turns = spec.columns_per_comparator

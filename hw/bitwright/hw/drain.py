@@ -461,29 +461,37 @@ class Drain(wiring.Component):
         with m.If(self.layer_done):
             m.d.sync += fresh.eq(1)
 
-        # The complement of each row's value, and what goes along with the column. What has just been taken in is held
-        # for raw results; in the first comparator columns take turns.
-        complements = Signal(data.ArrayLayout(signed(spec.accumulator_width), spec.rows))
-        newest = Signal(column_layout, name="column_newest")
-        turn_complements, turn_column = complements, newest
-        if spec.columns_per_comparator == 2:
-            turn_complements, turn_column = Signal.like(complements), Signal(column_layout, name="column_0")
-            m.d.sync += [turn_complements.eq(complements), turn_column.eq(newest)]
+        # The complement of each row's value, and what goes along with the column: held for raw results, in the first
+        # comparator in turns. With turns, sums are taken in a cycle earlier, on the way to the column's first turn.
+        in_turns_of_two = spec.columns_per_comparator == 2
         offset = Signal()
         m.d.comb += offset.eq((layer.flags & FLAG_OFFSET).any() & ~(layer.flags & FLAG_COEFFICIENTS).any())
-        with m.If(take):
-            m.d.sync += newest.eq(taken)
+
+        def complement(total: Value, column_sum: Value) -> Value:
+            return ~Mux(offset, total << 1, total) + Mux(offset, column_sum, 0)
+
+        complements = Signal(data.ArrayLayout(signed(spec.accumulator_width), spec.rows))
+        first_column = Signal(column_layout, name="column_0")
+        coming = Mux(take, taken.as_value(), first_column.as_value())
+        if in_turns_of_two:
+            arrived, column_sum = Signal.like(complements), Signal.like(self.column_sum)
+            arriving, fresh = Signal(column_layout), Signal()
+            coming = arriving.as_value()
+            with m.If(take):
+                m.d.sync += [arrived.eq(self.sums), column_sum.eq(self.column_sum), arriving.eq(taken)]
+            with m.Elif(~raw):  # the other column's
+                m.d.sync += [arrived.eq(complements), arriving.eq(first_column)]
+            m.d.sync += [fresh.eq(take), first_column.eq(arriving)]
             for row in range(spec.rows):
-                m.d.sync += complements[row].eq(
-                    ~Mux(offset, self.sums[row] << 1, self.sums[row]) + Mux(offset, self.column_sum, 0)
-                )
-        if spec.columns_per_comparator == 2:
-            with m.Elif(~raw):
-                m.d.sync += [newest.eq(turn_column), complements.eq(turn_complements)]
+                m.d.sync += complements[row].eq(Mux(fresh | raw, complement(arrived[row], column_sum), arrived[row]))
+        else:
+            with m.If(take):
+                m.d.sync += first_column.eq(taken)
+                for row in range(spec.rows):
+                    m.d.sync += complements[row].eq(complement(self.sums[row], self.column_sum))
 
         # Columns in the comparators, and the one whose turn it is in the last comparator in the next cycle.
-        columns = [turn_column]
-        coming = newest.as_value() if turn_column is not newest else Mux(take, taken.as_value(), newest.as_value())
+        columns = [first_column]
         for number in range(1, spec.drain_planes):
             column = Signal(column_layout, name=f"column_{number}")
             following = Mux(control.stages[number].take, columns[-1].as_value(), column.as_value())
@@ -497,7 +505,7 @@ class Drain(wiring.Component):
             m.d.comb += [
                 unit.planes.eq(control.planes),
                 unit.stages.eq(control.stages),
-                unit.complement.eq(turn_complements[row]),
+                unit.complement.eq(complements[row]),
                 unit.first.eq(threshold_address),
             ]
             for number, column in enumerate(columns):
@@ -514,30 +522,41 @@ class Drain(wiring.Component):
             m.d.sync += [raw_active.eq(1), raw_row.eq(0)]
         with m.Else():
             m.d.sync += [raw_active.eq(raw_active & ~raw_last), raw_row.eq(raw_row + 1)]
+        raw_valid, raw_number = raw_active, raw_row
+        if in_turns_of_two:  # their values, too, come a cycle later
+            raw_valid, raw_number = Signal(), Signal.like(raw_row)
+            m.d.sync += [raw_valid.eq(raw_active), raw_number.eq(raw_row)]
         m.d.comb += [
-            self.write_raw.eq(raw_active & (raw_row < newest.rows)),
-            self.write_address.eq(newest.position + raw_row),
-            self.write_value.eq(~complements[raw_row]),
+            self.write_raw.eq(raw_valid & (raw_number < first_column.rows)),
+            self.write_address.eq(first_column.position + raw_number),
+            self.write_value.eq(~complements[raw_number]),
         ]
 
         # Pooling, in the cycle after a column's last comparison. A pooling window that a group leaves unfinished is
         # carried to the next group, row tile by row tile; a single row tile's stays where it is. Of two tiles, a
-        # carry may have to be read in the very cycle in which it is written, so the port forwards it.
+        # carry may have to be read in the very cycle in which it is written, so the port forwards it. With turns there
+        # is a cycle more between them, in which it is written from its register.
         pooling, column = Signal(), Signal(column_layout)
         m.d.sync += [pooling.eq(control.finish), column.eq(columns[-1])]
         codes_layout = data.ArrayLayout(derived.code_width, spec.rows)
-        m.submodules.carry = carry = memory.Memory(shape=codes_layout, depth=spec.row_tiles_max, init=[])
-        carry_write = carry.write_port()
-        carry_read = carry.read_port(transparent_for=(carry_write,))
+        m.submodules.carry = carries = memory.Memory(shape=codes_layout, depth=spec.row_tiles_max, init=[])
+        carry_write = carries.write_port()
+        carry_read = carries.read_port(transparent_for=(carry_write,))
         pooled, next_pooled, carry_data = Signal(codes_layout), Signal(codes_layout), Signal(codes_layout)
         carried = Signal()
-        m.d.sync += carry_data.eq(carry_read.data)
+        m.d.sync += [
+            carry_data.eq(carry_read.data),
+            carried.eq(columns[-1].tile_first & (layer.row_tiles != 1)),
+        ]
+        writes_carry, carry_tile, carry = pooling & column.tile_last, column.tile, next_pooled
+        if in_turns_of_two:
+            writes_carry, carry_tile, carry = Signal(), Signal.like(column.tile), pooled
+            m.d.sync += [writes_carry.eq(pooling & column.tile_last), carry_tile.eq(column.tile)]
         m.d.comb += [
-            carried.eq(column.tile_first & (layer.row_tiles != 1)),
             carry_read.addr.eq(data.View(column_layout, coming).tile),
-            carry_write.addr.eq(column.tile),
-            carry_write.data.eq(next_pooled),
-            carry_write.en.eq(pooling & column.tile_last),
+            carry_write.addr.eq(carry_tile),
+            carry_write.data.eq(carry),
+            carry_write.en.eq(writes_carry),
         ]
         for row in range(spec.rows):
             earlier = Mux(carried, carry_data[row], pooled[row])
@@ -595,7 +614,7 @@ class Drain(wiring.Component):
             self.layer_done.eq(
                 Mux(
                     raw,
-                    raw_last & newest.layer_last,
+                    raw_valid & (raw_number == spec.rows - 1) & first_column.layer_last,
                     planes[0] & ~planes[spec.drain_planes :].any() & outgoing.layer_last,
                 )
             ),

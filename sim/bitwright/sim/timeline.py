@@ -42,7 +42,6 @@ from bitwright.hw.isa import (
     GRANULE,
     HEADER_TO_READY,
     LOAD_LATENCY,
-    RAW_TO_WRITE,
     SCHEDULE_END,
     SCHEDULE_OVERHEAD,
     SCHEDULE_START,
@@ -364,7 +363,7 @@ def part_timing(layer: Descriptor, spec: ArraySpec, work: Work) -> PartTiming:
     waits = (take[:, 1:] - last[:, :-1]).sum(1)
     loaded = last[:, -1] + spec.derived.issue_to_load
     if layer.raw:
-        end = loaded + drain[-1] + RAW_TO_WRITE
+        end = loaded + drain[-1] + spec.derived.raw_to_write
     else:
         last_plane = layer.output_planes - 1
         end = loaded + write_offset(layer, spec, last_columns - 1, last_plane)
@@ -513,7 +512,7 @@ def part_writes(
     if layer.raw:
         channel = np.arange(layer.channels)
         tile, row = np.divmod(channel, rows)
-        cycle = load[group][:, tile] + 1 + RAW_TO_WRITE + column[:, None] * rows + row
+        cycle = load[group][:, tile] + 1 + derived.raw_to_write + column[:, None] * rows + row
         address = (base[:, None] + channel) % spec.result_depth
         fields = [cycle, np.ones_like(cycle), address, outputs]
     else:

@@ -12,7 +12,7 @@ from typing import Any
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa.constants import BANK, BUS_WIDTH, CODEBOOK_BITS_MAX, GRANULE, ZeroSkip
 from bitwright.hw.isa.registers import MemoryWindow, Region, Register
-from bitwright.hw.isa.timing import ISSUE_TO_LOAD
+from bitwright.hw.isa.timing import ISSUE_TO_LOAD, RAW_TO_WRITE
 
 
 def _power_of_two(value: int) -> bool:
@@ -390,6 +390,11 @@ class Derived:
     def issue_to_load(self) -> int:
         """Cycles from the issue of a tile's last operation to the load of its sums into the drain."""
         return ISSUE_TO_LOAD + self.multiply_stages
+
+    @property
+    def raw_to_write(self) -> int:
+        """Cycles from the step of a raw result in the drain to its write."""
+        return RAW_TO_WRITE + self.spec.columns_per_comparator - 1
 
     def search_steps(self, output_planes: int) -> int:
         """Bits of a column's codes that each comparator decides."""

@@ -26,4 +26,4 @@ DRAIN_TO_WRITE = 4
 """Drain: beside the steps of a column in all comparators, from the load of its sums to its first write."""
 
 RAW_TO_WRITE = 1
-"""Drain: from the step of a raw result to its write."""
+"""Drain: from the step of a raw result to its write; see `Derived`."""
