@@ -47,7 +47,7 @@ def specs(draw: st.DrawFn) -> ArraySpec:
         accumulator_width=draw(st.integers(8, 24)),
         coefficient_bits=draw(st.sampled_from([0, 0, 3, 8])),
         drain_planes=draw(st.sampled_from([planes for planes in (1, 2, 4) if banks * planes <= lanes // BANK])),
-        columns_per_comparator=1 if columns % 2 else draw(st.sampled_from([1, 2])),
+        pipelined=columns % 2 == 0 and draw(st.booleans()),
         residual=draw(st.booleans()),
         weight_stream=weight_stream,
         codebook_bits=codebook_bits,

@@ -147,13 +147,15 @@ class ThresholdProof(Elaboratable):
         # Control and memory.
         starts, held = Signal(), Signal.like(self.value)
         kept = Mux(starts, self.value, held)
-        for turn in range(1, spec.columns_per_comparator):
+        for turn in range(1, spec.derived.turns):
             other = Signal.like(held, name=f"held_{turn}")
             m.d.sync += other.eq(kept)
             kept = other
         m.d.sync += held.eq(kept)
+        began = Signal()  # the cycle before, from which on the number of planes is known
+        m.d.sync += began.eq(1)
         m.d.comb += [
-            starts.eq(self.start & control.ready),
+            starts.eq(self.start & control.ready & began),
             control.start.eq(starts),
             control.planes.eq(planes),
             unit.planes.eq(planes),
@@ -174,7 +176,7 @@ class ThresholdProof(Elaboratable):
             ]
 
         # A value's code is there so many cycles after its start.
-        delay = spec.columns_per_comparator * spec.drain_planes * spec.derived.search_steps(planes)
+        delay = spec.derived.turns * spec.drain_planes * spec.derived.search_steps(planes)
         started, value = starts, self.value
         for cycle in range(delay + 1):
             m.d.comb += ensure(control.finish == started) if cycle == delay else []
@@ -190,7 +192,7 @@ class ThresholdProof(Elaboratable):
 def threshold_spec(drain_planes: int, turns: int = 1) -> ArraySpec:
     return ArraySpec(
         columns=2,
-        columns_per_comparator=turns,
+        pipelined=turns == 2,
         rows=4,
         lanes=64,
         accumulator_width=8,

@@ -89,7 +89,7 @@ def test_code_counts_the_thresholds_reached(
         accumulator_width=WIDTH,
         activation_planes_max=planes_max,
         drain_planes=drain_planes,
-        columns_per_comparator=turns,
+        pipelined=turns == 2,
         lanes=64,
     )
     thresholds = sorted((rng.randint(-spread, spread - 1) for _ in range((1 << planes) - 1)), reverse=negate)
@@ -97,7 +97,7 @@ def test_code_counts_the_thresholds_reached(
     values += [wrap(rng.choice(thresholds) + side, WIDTH) for side in (-1, 0, 1)]
     steps = spec.derived.search_steps(planes)
     # In each turn, a column starts when the one before has left.
-    starts = [0]
+    starts = [1]
     while len(starts) < len(values):
         start = starts[-1] + 1 + rng.randint(0, slack)
         while any((start - other) % turns == 0 and start - other < turns * steps for other in starts):
@@ -186,7 +186,7 @@ class Case:
     @property
     def turns(self) -> int:
         """Columns that are drained at a time."""
-        return 1 if self.raw else self.spec.columns_per_comparator
+        return 1 if self.raw else self.spec.derived.turns
 
     def offset(self, column: int) -> int:
         """Cycles from the start of a tile's first column to that of another one, or of the next tile."""
@@ -289,7 +289,7 @@ def cases(draw: st.DrawFn) -> Case:
     spec = ArraySpec(
         rows=rows,
         columns=turns * draw(st.integers(1, 5 if turns == 1 else 3)),
-        columns_per_comparator=turns,
+        pipelined=turns == 2,
         lanes=128,
         activation_planes_max=draw(st.integers(1, 8)),
         accumulator_width=WIDTH,
@@ -416,7 +416,7 @@ def test_drain_writes_pooled_codes_and_raw_results_on_time(case):
     assert writes == case.writes()
     columns, steps = len(case.groups[-1]), case.steps
     if case.raw:
-        assert done == [case.loads[-1] + columns * steps + RAW_TO_WRITE + case.spec.columns_per_comparator - 1]
+        assert done == [case.loads[-1] + columns * steps + RAW_TO_WRITE + case.spec.derived.turns - 1]
     else:
         in_turns = case.turns * (case.spec.drain_planes * steps + steps - 1)
         assert done == [case.loads[-1] + case.offset(columns - 1) + in_turns + DRAIN_TO_WRITE]
@@ -434,7 +434,7 @@ def test_a_pooling_window_may_span_groups(turns, drain_planes, tiles, columns):
         rows=4,
         columns=columns * turns,
         drain_planes=drain_planes,
-        columns_per_comparator=turns,
+        pipelined=turns == 2,
         accumulator_width=WIDTH,
         threshold_depth=16,
         row_tiles_max=4,

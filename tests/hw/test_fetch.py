@@ -214,7 +214,7 @@ def random_spec(rng: random.Random) -> ArraySpec:
     return ArraySpec(
         rows=4,
         columns=columns,
-        columns_per_comparator=1 if columns % 2 else rng.choice([1, 2]),
+        pipelined=columns % 2 == 0 and rng.random() < 0.5,
         lanes=rng.choice([32, 64, 128]),
         columns_per_copy=columns_per_copy,
         activation_planes_max=rng.choice([2, 3, 8]),

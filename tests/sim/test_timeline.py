@@ -153,10 +153,10 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
     load = last + spec.derived.issue_to_load
     columns, drain_steps = len(groups[-1]), layer.drain_steps(spec)
     if layer.raw:
-        end = load + columns * spec.rows + RAW_TO_WRITE + spec.columns_per_comparator - 1
+        end = load + columns * spec.rows + RAW_TO_WRITE + spec.derived.turns - 1
     else:
         # The last column starts, passes all comparators, and has its planes written, all in its turns.
-        turns = spec.columns_per_comparator
+        turns = spec.derived.turns
         start = (columns - 1) * drain_steps if turns == 1 else (columns - 1) // 2 * 2 * drain_steps + (columns - 1) % 2
         end = load + start + turns * (spec.drain_planes * drain_steps + drain_steps - 1) + DRAIN_TO_WRITE
     return events | {"end": end, "take": first_take, "last": last}

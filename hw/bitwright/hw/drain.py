@@ -51,14 +51,14 @@ def stage_layout() -> data.StructLayout:
 def in_turns(m: Module, spec: ArraySpec, state: Value, following: Value, name: str) -> Value:
     """Registers of the columns that take turns in a comparator: ``state`` is that of the one whose turn it is.
 
-    Whatever follows from the state of a column comes back in its next turn, ``columns_per_comparator`` cycles later.
+    Whatever follows from the state of a column comes back in its next turn, ``Derived.turns`` cycles later.
 
     Returns
     -------
     Value
         What ``state`` will be in the next cycle.
     """
-    for number in range(spec.columns_per_comparator - 1):
+    for number in range(spec.derived.turns - 1):
         other = Signal(len(state), name=f"{name}_other_{number}")
         m.d.sync += other.eq(following)
         following = other
@@ -70,7 +70,7 @@ class SearchControl(wiring.Component):
     """Say when each comparator decides a bit of a code.
 
     A column passes all comparators, and spends ``ceil(planes / drain_planes)`` turns in each: a turn is one of
-    ``columns_per_comparator`` cycles. So many columns are in a comparator at a time, and one follows another as soon
+    ``Derived.turns`` cycles. So many columns are in a comparator at a time, and one follows another as soon
     as its turn is free. Comparators whose bits a narrow code does not have decide nothing.
 
     Parameters
@@ -81,7 +81,7 @@ class SearchControl(wiring.Component):
     Members
     -------
     planes : ``In(range(activation_planes_max + 1))``
-        Bits of a code, at least 1; constant while columns are on their way.
+        Bits of a code, at least 1; constant from the cycle before a column starts until all are through.
     start : ``In(1)``
         A column starts: the first comparator decides its most significant bit in its next turn. Only with ``ready``.
     ready : ``Out(1)``
@@ -120,7 +120,7 @@ class SearchControl(wiring.Component):
         m = Module()
         steps_max = derived.search_steps(spec.activation_planes_max)
         last_step = Signal(range(steps_max))
-        m.d.comb += last_step.eq((self.planes - 1) >> (spec.drain_planes - 1).bit_length())
+        m.d.sync += last_step.eq((self.planes - 1) >> (spec.drain_planes - 1).bit_length())
 
         take: Value = self.start
         incoming: Value = self.planes
@@ -130,13 +130,14 @@ class SearchControl(wiring.Component):
             left = Signal.like(self.planes, name=f"left_{number}")  # bits that are not decided yet
             after = Signal.like(self.planes, name=f"after_{number}")
             m.d.comb += [
-                last.eq(active & (step == last_step)),
                 self.stages[number].take.eq(take),
                 self.stages[number].decide.eq(active & (left != 0)),
                 after.eq(Mux(left == 0, 0, left - 1)),
             ]
-            in_turns(m, spec, active, take | (active & ~last), f"active_{number}")
-            in_turns(m, spec, step, Mux(take, 0, step + 1)[: len(step)], f"step_{number}")
+            following, next_step = take | (active & ~last), Mux(take, 0, step + 1)[: len(step)]
+            in_turns(m, spec, active, following, f"active_{number}")
+            in_turns(m, spec, step, next_step, f"step_{number}")
+            in_turns(m, spec, last, following & (next_step == last_step), f"last_{number}")
             in_turns(m, spec, left, Mux(take, incoming, after), f"left_{number}")
             if number == 0:
                 m.d.comb += [self.ready.eq(~active | last), self.comparing.eq(active)]
@@ -214,7 +215,7 @@ class ThresholdUnit(wiring.Component):
         incoming_address: Value = self.first
         complement: Value = self.complement
         pairs = [pair.as_value() for pair in self.pairs]
-        if spec.columns_per_comparator == 2:
+        if spec.derived.turns == 2:
             arrived = [Signal(len(pair), name=f"pair_{number}", reset_less=True) for number, pair in enumerate(pairs)]
             m.d.sync += [register.eq(pair) for register, pair in zip(arrived, pairs, strict=True)]
             pairs = arrived
@@ -463,7 +464,7 @@ class Drain(wiring.Component):
 
         # The complement of each row's value, and what goes along with the column: held for raw results, in the first
         # comparator in turns. With turns, sums are taken in a cycle earlier, on the way to the column's first turn.
-        in_turns_of_two = spec.columns_per_comparator == 2
+        in_turns_of_two = spec.derived.turns == 2
         offset = Signal()
         m.d.comb += offset.eq((layer.flags & FLAG_OFFSET).any() & ~(layer.flags & FLAG_COEFFICIENTS).any())
 
@@ -590,7 +591,7 @@ class Drain(wiring.Component):
                 for number in range(spec.drain_planes)
             ),
         ]
-        if spec.columns_per_comparator == 2:
+        if spec.derived.turns == 2:
             other = Signal(outgoing_layout, name="outgoing_other")
             m.d.sync += other.eq(left)
             left = other

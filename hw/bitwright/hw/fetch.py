@@ -394,7 +394,7 @@ class WindowLoader(wiring.Component):
         drain_cycles = Signal.like(group.drain_cycles)
         planes_rounded = self.layer.output_planes + (spec.drain_planes - 1)
         search_steps: Value = planes_rounded >> (spec.drain_planes - 1).bit_length()
-        if spec.columns_per_comparator == 2:  # `Descriptor.drain_cycles`: a tile takes whole turns
+        if spec.derived.turns == 2:  # `Descriptor.drain_cycles`: a tile takes whole turns
             search_steps = Mux(walked[0], 0, search_steps << 1)
         m.d.comb += drain_steps.eq(Mux((self.layer.flags & FLAG_RAW).any(), spec.rows, search_steps))
         with m.If(walking):

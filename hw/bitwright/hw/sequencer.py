@@ -115,14 +115,13 @@ class LayerSequencer(wiring.Component):
         # Fetch the next header. Fields are checked as they arrive, against the ranges that the compiler uses. Of the
         # first word with a wrong one the checks are kept; which field they are about is worked out in the end.
         upcoming = Signal(descriptor_layout(spec)) if spec.prefetch else self.layer
-        bad = Signal(max(len(self._checks(word)) for word in range(HEADER_WORDS)))  # of the word before
-        wrong, wrong_word, wrong_checks = Signal(), Signal(range(HEADER_WORDS)), Signal.like(bad)
         count = Signal(range(HEADER_WORDS + 2))
+        bad = self._bad(m, count)
+        wrong, wrong_word, wrong_checks = Signal(), Signal(range(HEADER_WORDS)), Signal.like(bad)
         ready, failed, failed_code = Signal(), Signal(), Signal(3)
         switch = Signal()
         m.d.comb += end.eq(pointer + HEADER_WORDS + upcoming.passes)
         m.d.comb += self.address.eq(pointer + count)
-        m.d.sync += bad.eq(0)
         with m.If(~wrong):
             m.d.sync += [wrong.eq(bad.any()), wrong_word.eq(count - 2), wrong_checks.eq(bad)]
         with m.FSM(name="fetch"):
@@ -136,8 +135,8 @@ class LayerSequencer(wiring.Component):
                 with m.Switch(count):
                     for word in range(HEADER_WORDS):
                         with m.Case(word + 1):  # words of the memory come one cycle after their address
-                            self._take_word(m, word, upcoming)
-                            m.d.sync += bad.eq(Cat(refused for _, refused in self._checks(word)))
+                            for _, field, value in self._fields(self.word, word):
+                                m.d.sync += upcoming[field.name].eq(value)
                 with m.If(count == HEADER_WORDS):
                     m.next = "check"
 
@@ -177,7 +176,7 @@ class LayerSequencer(wiring.Component):
         with m.Switch(wrong_word):
             for word in range(HEADER_WORDS):
                 with m.Case(word):
-                    for place, (index, _) in reversed(list(enumerate(self._checks(word)))):
+                    for place, (index, _) in reversed(list(enumerate(self._checks(self.word, word)))):
                         with m.If(wrong_checks[place]):
                             m.d.comb += wrong_field.eq(index)
 
@@ -222,25 +221,38 @@ class LayerSequencer(wiring.Component):
                         m.next = "wait"
         return m
 
-    def _fields(self, word: int) -> list[tuple[int, Field, Value]]:
-        """Number and description of the fields of a header word, and their bits of the memory's word."""
+    def _bad(self, m: Module, count: Signal) -> Signal:
+        """Checks of a header word that fail, two cycles after its address.
+
+        They pass a register, which lies behind them or, in an array that is pipelined, before them: memory is slow.
+        """
+        read, lag = self.word, 0
+        if self.spec.pipelined:
+            read, lag = Signal.like(self.word), 1
+            m.d.sync += read.eq(self.word)
+        checks = [Cat(refused for _, refused in self._checks(read, word)) for word in range(HEADER_WORDS)]
+        found, bad = Signal(max(map(len, checks))), Signal(max(map(len, checks)))
+        with m.Switch(count):
+            for word, refused in enumerate(checks):
+                with m.Case(word + 1 + lag):
+                    m.d.comb += found.eq(refused)
+        m.d["comb" if lag else "sync"] += bad.eq(found)
+        return bad
+
+    def _fields(self, read: Value, word: int) -> list[tuple[int, Field, Value]]:
+        """Number and description of the fields of a header word, and their bits of what was read."""
         found = []
         for index, field in enumerate(descriptor_fields(self.spec)):
             place, bit = FIELD_PLACES[field.name]
             if place == word:
-                value = self.word[bit : bit + field.bits]
+                value = read[bit : bit + field.bits]
                 found.append((index, field, value.as_signed() if field.signed else value))
         return found
 
-    def _take_word(self, m: Module, word: int, upcoming: "data.View[Any]") -> None:
-        """Keep the fields of a header word."""
-        for _, field, value in self._fields(word):
-            m.d.sync += upcoming[field.name].eq(value)
-
-    def _checks(self, word: int) -> list[tuple[int, Value]]:
+    def _checks(self, read: Value, word: int) -> list[tuple[int, Value]]:
         """Number of each field of a header word that has bounds, and whether it is out of them."""
         found = []
-        for index, field, value in self._fields(word):
+        for index, field, value in self._fields(read, word):
             lowest = -(1 << (field.bits - 1)) if field.signed else 0
             highest = (1 << (field.bits - field.signed)) - 1
             checks = [value < field.low] if field.low > lowest else []

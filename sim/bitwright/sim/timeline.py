@@ -381,7 +381,7 @@ def listing_cycles(layer: Descriptor, spec: ArraySpec) -> int:
 
 def write_offset(layer: Descriptor, spec: ArraySpec, column: Any, plane: Any) -> Any:
     """Cycles from the load of a row tile's sums into the drain to the write of a plane; numbers or arrays."""
-    turns, steps = spec.columns_per_comparator, layer.drain_steps(spec)
+    turns, steps = spec.derived.turns, layer.drain_steps(spec)
     compared = layer.drain_offset(column, spec) + turns * spec.drain_planes * steps
     return compared + DRAIN_TO_WRITE + turns * (plane // spec.drain_planes)
 

@@ -411,7 +411,7 @@ class _Part:
     def _drains(self) -> Iterator[Slice]:
         layer, spec = self.layer, self.spec
         steps = layer.drain_steps(spec)
-        delay = spec.derived.issue_to_load + LOAD_TO_COMPARE + spec.columns_per_comparator - 1
+        delay = spec.derived.issue_to_load + LOAD_TO_COMPARE + spec.derived.turns - 1
         what = "results" if layer.raw else "compare"
         valid = [spec.columns] * (self.groups - 1) + [layer.pixels - spec.columns * (self.groups - 1)]
         for groups in self._bundles():

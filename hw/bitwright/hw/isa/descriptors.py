@@ -301,12 +301,12 @@ class Descriptor:
 
         For the number of columns rounded up to whole turns of a comparator, the cycles that the tile takes.
         """
-        turns = 1 if self.raw else spec.columns_per_comparator
+        turns = 1 if self.raw else spec.derived.turns
         return column // turns * turns * self.drain_steps(spec) + column % turns
 
     def drain_cycles(self, columns: int, spec: ArraySpec) -> int:
         """Cycles that a row tile with so many valid columns takes to drain, before the next one can follow."""
-        turns = spec.columns_per_comparator
+        turns = spec.derived.turns
         return self.drain_offset(columns if self.raw else -(-columns // turns) * turns, spec)
 
     def check(self, spec: ArraySpec) -> None:

@@ -42,9 +42,6 @@ class ArraySpec:
     drain_planes
         Planes of an output pixel that are compared and written in a cycle: 1, 2 or 4. Each takes a comparator for each
         row, and banks of its own in an activation word.
-    columns_per_comparator
-        Columns that take turns in a comparator, 1 or 2; divides ``columns``. With 2, there is a register behind the
-        threshold memories: a faster clock for more flip-flops, at no cost in throughput.
     residual
         Whether a layer can add a second input, such as the shortcut of a residual block.
     prefetch
@@ -74,6 +71,9 @@ class ArraySpec:
     zero_skip
         ``off``; ``gate`` reads no word that is zero, and no weights for words that are zero in all columns; ``skip``
         also spends no cycle on those.
+    pipelined
+        Whether there are registers on long ways, such as behind the threshold memories, where two columns then take
+        turns in a comparator: a faster clock in large parts, for flip-flops and a few cycles of each layer.
     """
 
     rows: int = 8
@@ -85,7 +85,6 @@ class ArraySpec:
     accumulator_width: int = 24
     coefficient_bits: int = 0
     drain_planes: int = 2
-    columns_per_comparator: int = 1
     residual: bool = True
     prefetch: bool = True
     weight_stream: bool = False
@@ -100,6 +99,7 @@ class ArraySpec:
     row_tiles_max: int = 64
     counter_width: int = 32
     zero_skip: ZeroSkip = "off"
+    pipelined: bool = False
 
     def __post_init__(self) -> None:
         limits = {
@@ -113,7 +113,6 @@ class ArraySpec:
             "coefficient_bits": (0, 16),
             "codebook_bits": (0, CODEBOOK_BITS_MAX),
             "drain_planes": (1, 4),
-            "columns_per_comparator": (1, 2),
             "activation_depth": (2, 1 << 16),
             "window_depth": (2, 1 << 10),
             "weight_depth": (2, 1 << 16),
@@ -132,17 +131,21 @@ class ArraySpec:
                 raise BitwrightError(
                     f"Array parameter {name} is {value}, expected a power of two such as {1 << value.bit_length()}."
                 )
-        for name in ("residual", "prefetch", "weight_stream"):
+        for name in ("residual", "prefetch", "weight_stream", "pipelined"):
             if not isinstance(getattr(self, name), bool):
                 raise BitwrightError(f"Array parameter {name} is {getattr(self, name)!r}, expected true or false.")
         if self.rows % GRANULE:
             raise BitwrightError(f"Array parameter rows is {self.rows}, expected a multiple of {GRANULE}.")
-        for name in ("columns_per_copy", "columns_per_comparator"):
-            if self.columns % getattr(self, name):
-                raise BitwrightError(
-                    f"Array has {self.columns} columns and {getattr(self, name)} {name}, "
-                    "expected a divisor of the columns."
-                )
+        if self.columns % self.columns_per_copy:
+            raise BitwrightError(
+                f"Array has {self.columns} columns and {self.columns_per_copy} columns_per_copy, "
+                "expected a divisor of the columns."
+            )
+        if self.pipelined and self.columns % 2:
+            raise BitwrightError(
+                f"Array has {self.columns} columns and is pipelined, expected an even number of columns: "
+                "two take turns in a comparator."
+            )
         if self.coefficient_bits == 1:
             raise BitwrightError("Array parameter coefficient_bits is 1, expected 0 (no multiplier) or 2 to 16.")
         if self.codebook_bits and not self.weight_stream:
@@ -230,7 +233,7 @@ PRESETS: dict[str, ArraySpec] = {
         lanes=64,
         columns_per_copy=4,
         accumulator_width=24,
-        columns_per_comparator=2,
+        pipelined=True,
         activation_depth=4096,
         window_depth=256,
         weight_depth=2048,
@@ -247,7 +250,7 @@ PRESETS: dict[str, ArraySpec] = {
         columns_per_copy=4,
         accumulator_width=28,
         drain_planes=4,
-        columns_per_comparator=2,
+        pipelined=True,
         activation_depth=16384,
         window_depth=512,
         weight_depth=8192,
@@ -392,9 +395,14 @@ class Derived:
         return ISSUE_TO_LOAD + self.multiply_stages
 
     @property
+    def turns(self) -> int:
+        """Columns that take turns in a comparator of the drain."""
+        return 2 if self.spec.pipelined else 1
+
+    @property
     def raw_to_write(self) -> int:
         """Cycles from the step of a raw result in the drain to its write."""
-        return RAW_TO_WRITE + self.spec.columns_per_comparator - 1
+        return RAW_TO_WRITE + self.turns - 1
 
     def search_steps(self, output_planes: int) -> int:
         """Bits of a column's codes that each comparator decides."""
