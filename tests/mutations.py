@@ -54,7 +54,7 @@ MUTATIONS = (
     # Counting and accumulating.
     Mutation("carry of a full adder", "popcount.py", "named((a & b) | (half & c))", "named((a & b) | (a & c))"),
     Mutation("count of a full word", "popcount.py", "[: len(word).bit_length()]", "[: len(word).bit_length() - 1]"),
-    Mutation("negate dropped", "popcount.py", "total ^ negate.replicate(len(total))", "total"),
+    Mutation("negate dropped", "pe.py", "terms[0] ^ negate.replicate(width)", "terms[0]"),
     Mutation("two's complement", "pe.py", "kept + added + carry", "kept + added"),
     Mutation("clear ignored", "pe.py", "Mux(base.clear, 0, ", "Mux(0, 0, "),
     Mutation("doubling ignored", "pe.py", "Mux(base.double, total << 1, total)", "total"),
@@ -210,14 +210,12 @@ MUTATIONS = (
     # Draining.
     Mutation("threshold > instead of >=", "drain.py", "threshold + complement", "threshold + complement + 1"),
     Mutation("negative gain ignored", "drain.py", " ^ (flags & THRESHOLD_NEGATE).any()", ""),
-    Mutation(
-        "column sum not doubled", "drain.py", "Mux(offset, self.sums[row] << 1, self.sums[row])", "self.sums[row]"
-    ),
+    Mutation("column sum not doubled", "drain.py", "Mux(offset, total << 1, total)", "total"),
     Mutation(
         "search takes the wrong child",
         "drain.py",
-        "Mux(node[0], self.pairs[number][1]",
-        "Mux(~node[0], self.pairs[number][1]",
+        "Mux(node[0], pairs[number][1]",
+        "Mux(~node[0], pairs[number][1]",
     ),
     Mutation("a level twice", "drain.py", "take, incoming = last, after", "take, incoming = last, left"),
     Mutation(
@@ -227,10 +225,15 @@ MUTATIONS = (
         "if number > 1:\n                held",
     ),
     Mutation("pool min and max swapped", "drain.py", "~smaller, smaller)", "smaller, ~smaller)"),
-    Mutation("carried pool not read", "drain.py", "column.tile_first & (layer.row_tiles != 1)", "0"),
-    Mutation("carried pool not written", "drain.py", "pooling & column.tile_last", "0"),
+    Mutation(
+        "carried pool not read",
+        "drain.py",
+        "carried.eq(columns[-1].tile_first & (layer.row_tiles != 1))",
+        "carried.eq(0)",
+    ),
+    Mutation("carried pool not written", "drain.py", "carry_write.en.eq(writes_carry)", "carry_write.en.eq(0)"),
     Mutation("code table ignored", "drain.py", "Mux((self.layer.flags & FLAG_TABLE).any(), looked_up, rank)", "rank"),
-    Mutation("all planes alike", "drain.py", "outgoing[row][number]", "outgoing[row][0]"),
+    Mutation("all planes alike", "drain.py", "outgoing.codes[row][number]", "outgoing.codes[row][0]"),
     Mutation("planes at one place", "drain.py", "finished.position + stride * number", "finished.position"),
     Mutation("planes after the first ones", "drain.py", "+ stride * spec.drain_planes", "+ stride"),
     Mutation("lanes without channels", "drain.py", "row < finished.rows", "1"),
@@ -239,7 +242,7 @@ MUTATIONS = (
     Mutation("pixels of every tile counted", "drain.py", "Mux(pixel_done & tile.first, ", "Mux(pixel_done, "),
     Mutation("row tiles at one place", "drain.py", "tile_position + Mux(raw, ", "tile_position + 0 * Mux(raw, "),
     Mutation("layers at one place", "drain.py", "m.d.sync += fresh.eq(1)", "m.d.sync += fresh.eq(0)"),
-    Mutation("a raw result too many", "drain.py", "raw_row < columns[0].rows", "raw_row <= columns[0].rows"),
+    Mutation("a raw result too many", "drain.py", "raw_number < first_column.rows", "raw_number <= first_column.rows"),
     Mutation("layer ends a column early", "drain.py", "tile.last & taken.tile_last", "tile.last"),
     # The whole.
     Mutation(

@@ -15,7 +15,7 @@ from bitwright.hw.isa import (
     has_offset,
     pass_coefficients,
 )
-from bitwright.hw.plan import plan
+from bitwright.hw.planner import plan
 from bitwright.hw.program import Program
 from bitwright.hw.shapes import LayerShape, ResidualShape
 

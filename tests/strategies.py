@@ -22,6 +22,8 @@ from bitwright.hw.isa import (
     has_coefficients,
     split_planes,
 )
+from bitwright.hw.plan import Plan
+from bitwright.hw.planner import plan
 from bitwright.hw.program import Program
 from programs import conv, linear, random_images, random_program, shapes
 
@@ -33,17 +35,19 @@ def specs(draw: st.DrawFn) -> ArraySpec:
     """Small arrays: any shape, word length, zero skip and option, and accumulators narrow enough to wrap."""
     rows, lanes = draw(st.sampled_from([4, 8, 12, 20])), draw(st.sampled_from([32, 32, 64, 128]))
     columns_per_copy = draw(st.sampled_from([1, 1, 2, 3]))
+    columns = columns_per_copy * draw(st.integers(1, 4 // columns_per_copy))
     banks = -(-(rows + BANK - GRANULE) // BANK)
     weight_stream = draw(st.sampled_from([False, True]))
     codebook_bits = draw(st.sampled_from([0, 1, 2, 3, 4])) if weight_stream else 0
     return ArraySpec(
         rows=rows,
-        columns=columns_per_copy * draw(st.integers(1, 4 // columns_per_copy)),
+        columns=columns,
         lanes=lanes,
         columns_per_copy=columns_per_copy,
         accumulator_width=draw(st.integers(8, 24)),
         coefficient_bits=draw(st.sampled_from([0, 0, 3, 8])),
         drain_planes=draw(st.sampled_from([planes for planes in (1, 2, 4) if banks * planes <= lanes // BANK])),
+        pipelined=columns % 2 == 0 and draw(st.booleans()),
         residual=draw(st.booleans()),
         weight_stream=weight_stream,
         codebook_bits=codebook_bits,
@@ -214,6 +218,16 @@ def networks(draw: st.DrawFn, arrays: st.SearchStrategy[ArraySpec] | None = None
         layers.append(linear(draw(st.integers(1, 11)), **draw(weights(spec))))
     layers[-1] = {**layers[-1], "pool": (1, 1), "pool_stride": (1, 1), "code_table": None}
     return Network(spec, layers, in_shape, draw(st.integers(1, spec.activation_planes_max)), draw(st.integers(1, 3)))
+
+
+def planned(network: Network) -> Plan:
+    """Plan of a network that fits."""
+    try:
+        layers = shapes(network.in_shape, network.layers)
+        return plan(layers, network.spec, input_bits=network.input_bits, batch=network.batch)
+    except BitwrightError:
+        assume(False)
+        raise
 
 
 @st.composite

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitwright.hw import isa
-from bitwright.hw.plan import plan
+from bitwright.hw.planner import plan
 from bitwright.hw.program import Program
 from bitwright.hw.shapes import LayerShape
 from bitwright.sim import diagram

@@ -146,10 +146,16 @@ class ThresholdProof(Elaboratable):
 
         # Control and memory.
         starts, held = Signal(), Signal.like(self.value)
-        with m.If(starts):
-            m.d.sync += held.eq(self.value)
+        kept = Mux(starts, self.value, held)
+        for turn in range(1, spec.derived.turns):
+            other = Signal.like(held, name=f"held_{turn}")
+            m.d.sync += other.eq(kept)
+            kept = other
+        m.d.sync += held.eq(kept)
+        began = Signal()  # the cycle before, from which on the number of planes is known
+        m.d.sync += began.eq(1)
         m.d.comb += [
-            starts.eq(self.start & control.ready),
+            starts.eq(self.start & control.ready & began),
             control.start.eq(starts),
             control.planes.eq(planes),
             unit.planes.eq(planes),
@@ -170,7 +176,7 @@ class ThresholdProof(Elaboratable):
             ]
 
         # A value's code is there so many cycles after its start.
-        delay = spec.drain_planes * spec.derived.drain_steps(planes)
+        delay = spec.derived.turns * spec.drain_planes * spec.derived.search_steps(planes)
         started, value = starts, self.value
         for cycle in range(delay + 1):
             m.d.comb += ensure(control.finish == started) if cycle == delay else []
@@ -183,8 +189,10 @@ class ThresholdProof(Elaboratable):
         return m
 
 
-def threshold_spec(drain_planes: int) -> ArraySpec:
+def threshold_spec(drain_planes: int, turns: int = 1) -> ArraySpec:
     return ArraySpec(
+        columns=2,
+        pipelined=turns == 2,
         rows=4,
         lanes=64,
         accumulator_width=8,
@@ -196,15 +204,16 @@ def threshold_spec(drain_planes: int) -> ArraySpec:
 
 @pytest.mark.parametrize("planes", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("drain_planes", [1, 2])
-def test_threshold_unit_counts_the_thresholds_reached(planes, drain_planes, tmp_path):
-    proof = ThresholdProof(threshold_spec(drain_planes), planes)
+@pytest.mark.parametrize("turns", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_threshold_unit_counts_the_thresholds_reached(turns, planes, drain_planes, tmp_path):
+    proof = ThresholdProof(threshold_spec(drain_planes, turns), planes)
     assert prove(proof, proof.inputs, tmp_path, cycles=20, induction=True).proven
 
 
 THRESHOLD_FAULTS = [
     (1, 2, "below[-1] ^ (flags & THRESHOLD_NEGATE).any()", "below[-1]"),
-    (1, 2, "Mux(node[0], self.pairs[number][1], self.pairs[number][0])", "self.pairs[number][1]"),
-    (1, 2, "held_flags.eq(flags)\n        for", "held_flags.eq(held_flags)\n        for"),
+    (1, 2, "Mux(node[0], pairs[number][1], pairs[number][0])", "pairs[number][1]"),
+    (1, 2, 'held_flags, flags, "flags_0"', 'held_flags, held_flags, "flags_0"'),
     (1, 2, "self.code.eq(incoming & ((1 << self.planes) - 1))", "self.code.eq(incoming)"),
     (2, 1, "Mux(stage.decide, Cat(reached, node), node)", "Cat(reached, node)"),
 ]

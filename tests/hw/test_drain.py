@@ -31,6 +31,7 @@ from drive import drive, header, wrap
 WIDTH = 10
 LIMIT = 1 << (WIDTH - 1)
 DRAIN_PLANES = st.sampled_from([1, 2, 4])
+TURNS = st.sampled_from([1, 2])
 
 
 def reached(value: int, threshold: int, *, negate: bool) -> bool:
@@ -70,6 +71,7 @@ def tree(thresholds: list[int], flags: int) -> npt.NDArray[np.int64]:
     planes=st.integers(1, 8),
     planes_max=st.integers(1, 8),
     drain_planes=DRAIN_PLANES,
+    turns=TURNS,
     negate=st.booleans(),
     pool_min=st.booleans(),
     spread=st.sampled_from([3, 100, LIMIT]),
@@ -77,19 +79,30 @@ def tree(thresholds: list[int], flags: int) -> npt.NDArray[np.int64]:
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=40, deadline=None)
-def test_code_counts_the_thresholds_reached(planes, planes_max, drain_planes, negate, pool_min, spread, slack, seed):
+def test_code_counts_the_thresholds_reached(
+    planes, planes_max, drain_planes, turns, negate, pool_min, spread, slack, seed
+):
     rng = random.Random(seed)
     planes = min(planes, planes_max)
     spec = ArraySpec(
-        rows=4, accumulator_width=WIDTH, activation_planes_max=planes_max, drain_planes=drain_planes, lanes=64
+        rows=4,
+        accumulator_width=WIDTH,
+        activation_planes_max=planes_max,
+        drain_planes=drain_planes,
+        pipelined=turns == 2,
+        lanes=64,
     )
     thresholds = sorted((rng.randint(-spread, spread - 1) for _ in range((1 << planes) - 1)), reverse=negate)
     values = [-LIMIT, LIMIT - 1, *(rng.randint(-spread, spread - 1) for _ in range(8))]
     values += [wrap(rng.choice(thresholds) + side, WIDTH) for side in (-1, 0, 1)]
-    steps = spec.derived.drain_steps(planes)
-    starts = [0]
+    steps = spec.derived.search_steps(planes)
+    # In each turn, a column starts when the one before has left.
+    starts = [1]
     while len(starts) < len(values):
-        starts.append(starts[-1] + steps + rng.randint(0, slack))
+        start = starts[-1] + 1 + rng.randint(0, slack)
+        while any((start - other) % turns == 0 and start - other < turns * steps for other in starts):
+            start += 1
+        starts.append(start)
     by_start = dict(zip(starts, values, strict=True))
 
     m = Module()
@@ -120,21 +133,23 @@ def test_code_counts_the_thresholds_reached(planes, planes_max, drain_planes, ne
         ctx.set(unit.planes, planes)
         ctx.set(unit.first, base)
         ctx.set(unit.base, [base] * drain_planes)
-        for cycle in range(starts[-1] + drain_planes * steps + 4):
+        complements = [0] * turns
+        for cycle in range(starts[-1] + turns * drain_planes * steps + 4):
+            ctx.set(unit.complement, complements[cycle % turns])
             start = cycle in by_start
             ctx.set(control.start, start)
             assert not start or ctx.get(control.ready)
             finished = ctx.get(control.finish)
             compared += ctx.get(control.comparing)
             await ctx.tick()
-            if start:  # held from the cycle after the start
-                ctx.set(unit.complement, ~by_start[cycle])
+            if start:  # held from the turn after the start
+                complements[cycle % turns] = ~by_start[cycle]
             if finished:
                 found.append((cycle, ctx.get(unit.code), ctx.get(unit.pool_min)))
 
     drive(m, bench)
     assert found == [
-        (start + drain_planes * steps, rank_of(value, thresholds, negate=negate), pool_min)
+        (start + turns * drain_planes * steps, rank_of(value, thresholds, negate=negate), pool_min)
         for start, value in by_start.items()
     ]
     assert compared == steps * len(values)
@@ -165,8 +180,21 @@ class Case:
 
     @property
     def steps(self) -> int:
-        """Cycles of one column."""
+        """Cycles of one column, or turns in a comparator."""
         return self.spec.rows if self.raw else -(-self.layer["output_planes"] // self.spec.drain_planes)
+
+    @property
+    def turns(self) -> int:
+        """Columns that are drained at a time."""
+        return 1 if self.raw else self.spec.derived.turns
+
+    def offset(self, column: int) -> int:
+        """Cycles from the start of a tile's first column to that of another one, or of the next tile."""
+        return sum(self.steps * self.turns for _ in range(self.turns, column + 1, self.turns)) + column % self.turns
+
+    def cycles(self, columns: int) -> int:
+        """Cycles that a tile takes: whole turns."""
+        return self.offset(columns + columns % self.turns)
 
     @cached_property
     def tiles(self) -> list[tuple[int, int]]:
@@ -214,7 +242,7 @@ class Case:
                 if self.raw:
                     found += self._raw_writes(load + 1 + column * self.spec.rows, window, tile)
                 elif window % self.pool == self.pool - 1:
-                    compared = load + (column + self.spec.drain_planes) * self.steps
+                    compared = load + self.offset(column) + self.turns * self.spec.drain_planes * self.steps
                     found += self._code_writes(compared, window, tile)
         return sorted(found)
 
@@ -227,7 +255,7 @@ class Case:
         for row in range(self._kept(tile)):
             channel = tile * self.spec.rows + row
             address = (self.output(window) + channel) % self.spec.result_depth
-            found.append((start + row + RAW_TO_WRITE, -1, address, self.value(window, channel), 0))
+            found.append((start + row + self.spec.derived.raw_to_write, -1, address, self.value(window, channel), 0))
         return found
 
     def _code_writes(self, compared: int, window: int, tile: int) -> list[Write]:
@@ -238,7 +266,7 @@ class Case:
         for plane in range(self.layer["output_planes"]):
             data = sum((code >> plane & 1) << row for row, code in enumerate(codes))
             target = (position + plane * self.layer["output_plane_stride"]) % (1 << spec.derived.position_width)
-            cycle = compared + DRAIN_TO_WRITE + plane // spec.drain_planes
+            cycle = compared + DRAIN_TO_WRITE + plane // spec.drain_planes * self.turns
             found.append((cycle, plane, target, data, (1 << granules_of(kept)) - 1))
         return found
 
@@ -257,10 +285,11 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """A layer whose loads come as closely as the issuer lets them, or later."""
-    rows, drain_planes = draw(st.sampled_from([4, 4, 8, 12])), draw(DRAIN_PLANES)
+    rows, drain_planes, turns = draw(st.sampled_from([4, 4, 8, 12])), draw(DRAIN_PLANES), draw(TURNS)
     spec = ArraySpec(
         rows=rows,
-        columns=draw(st.integers(1, 5)),
+        columns=turns * draw(st.integers(1, 5 if turns == 1 else 3)),
+        pipelined=turns == 2,
         lanes=128,
         activation_planes_max=draw(st.integers(1, 8)),
         accumulator_width=WIDTH,
@@ -317,7 +346,7 @@ def cases(draw: st.DrawFn) -> Case:
     cycle = 0
     for group, _ in case.tiles:
         case.loads.append(cycle + rng.randint(0, slack))
-        cycle = case.loads[-1] + len(groups[group]) * case.steps
+        cycle = case.loads[-1] + case.cycles(len(groups[group]))
     return case
 
 
@@ -346,8 +375,8 @@ def drained(case: Case) -> tuple[list[Write], list[int], int]:
         nonlocal comparisons
         ctx.set(dut.layer, case.layer)
         chain: list[tuple[list[int], int]] = []  # sums and column sum of each column
-        plane = 0  # the next write's
-        for cycle in range(case.loads[-1] + (spec.columns + spec.drain_planes) * case.steps + 20):
+        planes = [0] * case.turns  # the next write's
+        for cycle in range(case.loads[-1] + (spec.columns + 2 * spec.drain_planes) * case.steps + 30):
             loaded = tile_by_load.get(cycle)
             ctx.set(dut.load, loaded is not None)
             ctx.set(dut.tile, case.tile(*loaded) if loaded else {})
@@ -355,10 +384,11 @@ def drained(case: Case) -> tuple[list[Write], list[int], int]:
                 writes.append((cycle, -1, ctx.get(dut.write_address), ctx.get(dut.write_value), 0))
             enabled = ctx.get(dut.write)
             assert not (enabled & enabled + 1), "planes written at once start with the first"
+            turn = cycle % case.turns
             for number in range(enabled.bit_length()):
                 target, data = ctx.get(dut.write_position[number]), ctx.get(dut.write_data[number])
-                writes.append((cycle, plane, target, data, ctx.get(dut.write_granules)))
-                plane = (plane + 1) % case.layer["output_planes"]
+                writes.append((cycle, planes[turn], target, data, ctx.get(dut.write_granules)))
+                planes[turn] = (planes[turn] + 1) % case.layer["output_planes"]
             if ctx.get(dut.layer_done):
                 done.append(cycle)
             comparisons += ctx.get(dut.comparing)
@@ -386,9 +416,10 @@ def test_drain_writes_pooled_codes_and_raw_results_on_time(case):
     assert writes == case.writes()
     columns, steps = len(case.groups[-1]), case.steps
     if case.raw:
-        assert done == [case.loads[-1] + columns * steps + RAW_TO_WRITE]
+        assert done == [case.loads[-1] + columns * steps + RAW_TO_WRITE + case.spec.derived.turns - 1]
     else:
-        assert done == [case.loads[-1] + (columns - 1 + case.spec.drain_planes) * steps + DRAIN_TO_WRITE + steps - 1]
+        in_turns = case.turns * (case.spec.drain_planes * steps + steps - 1)
+        assert done == [case.loads[-1] + case.offset(columns - 1) + in_turns + DRAIN_TO_WRITE]
         assert done == [writes[-1][0]]
     assert comparisons == (0 if case.raw else len(case.sums) * case.layer["row_tiles"] * steps)
 
@@ -396,12 +427,14 @@ def test_drain_writes_pooled_codes_and_raw_results_on_time(case):
 @pytest.mark.parametrize("columns", [1, 2, 4, 5])
 @pytest.mark.parametrize("tiles", [1, 2, 3])
 @pytest.mark.parametrize("drain_planes", [1, 4])
-def test_a_pooling_window_may_span_groups(drain_planes, tiles, columns):
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_pooling_window_may_span_groups(turns, drain_planes, tiles, columns):
     """Nine windows of each channel, as fast as they can come: the extreme one anywhere, by maximum and by minimum."""
     spec = ArraySpec(
         rows=4,
-        columns=columns,
+        columns=columns * turns,
         drain_planes=drain_planes,
+        pipelined=turns == 2,
         accumulator_width=WIDTH,
         threshold_depth=16,
         row_tiles_max=4,
@@ -409,7 +442,7 @@ def test_a_pooling_window_may_span_groups(drain_planes, tiles, columns):
     planes = 2
     channels = tiles * spec.rows
     layer = header(row_tiles=tiles, output_planes=planes, output_granules=tiles, channels=channels, threshold_base=12)
-    groups = [list(range(18))[start:][:columns] for start in range(0, 18, columns)]
+    groups = [list(range(18))[start:][: spec.columns] for start in range(0, 18, spec.columns)]
     thresholds, flags = [[0, 10, 20]] * channels, [(False, False), (False, True)] * (channels // 2)
     for extreme in (0, 3, 4, 8):
         sums = [[10] * channels for _ in range(18)]
@@ -418,7 +451,7 @@ def test_a_pooling_window_may_span_groups(drain_planes, tiles, columns):
         cycle = 0
         for group, _ in case.tiles:
             case.loads.append(cycle)
-            cycle += len(groups[group]) * case.steps
+            cycle += case.cycles(len(groups[group]))
         writes, _, _ = drained(case)
         assert writes == case.writes()
         # Channel 0 (maximum) sees code 3 and channel 1 (minimum) code 1 in the first pooling window only.

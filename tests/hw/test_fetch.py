@@ -211,9 +211,11 @@ def random_axis(rng: random.Random, pooled: bool) -> Axis:
 
 def random_spec(rng: random.Random) -> ArraySpec:
     columns_per_copy = rng.choice([1, 2, 4])
+    columns = columns_per_copy * rng.randint(1, 3)
     return ArraySpec(
         rows=4,
-        columns=columns_per_copy * rng.randint(1, 3),
+        columns=columns,
+        pipelined=columns % 2 == 0 and rng.random() < 0.5,
         lanes=rng.choice([32, 64, 128]),
         columns_per_copy=columns_per_copy,
         activation_planes_max=rng.choice([2, 3, 8]),
@@ -487,7 +489,7 @@ def test_loader_fills_the_window_buffer_and_lists_its_words(rng):
         assert ctx.get(known.valid) == (1 << len(group)) - 1
         for column, window in enumerate(group):
             assert (ctx.get(known.pool_first[column]), ctx.get(known.pool_last[column])) == scene.pool_ends[window]
-        assert ctx.get(known.drain_cycles) == len(group) * descriptor.drain_steps(spec)
+        assert ctx.get(known.drain_cycles) == descriptor.drain_cycles(len(group), spec)
         assert ctx.get(known.last) == last
 
     async def bench(ctx):

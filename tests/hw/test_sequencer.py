@@ -29,6 +29,8 @@ from control import CONTROL, RESIDENT_CONTROL
 from drive import drive, header
 from strategies import descriptors
 
+PIPELINED = dataclasses.replace(CONTROL, pipelined=True)
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -79,7 +81,7 @@ def program(layers: Sequence[Descriptor], spec: ArraySpec) -> np.ndarray:
     return np.concatenate([layer.encode(spec) for layer in flagged])
 
 
-@given(data=st.data(), spec=st.sampled_from([CONTROL, RESIDENT_CONTROL]))
+@given(data=st.data(), spec=st.sampled_from([CONTROL, RESIDENT_CONTROL, PIPELINED]))
 @settings(max_examples=30, deadline=None)
 def test_layers_run_one_after_the_other(data, spec):
     layers = data.draw(st.lists(descriptors(spec), min_size=1, max_size=4))
@@ -182,10 +184,10 @@ WRONG += [
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
-@pytest.mark.parametrize("work", [0, 100])
-def test_a_field_out_of_range_stops_the_machine(name, value, work):
+@pytest.mark.parametrize(("work", "spec"), [(0, CONTROL), (100, PIPELINED)])
+def test_a_field_out_of_range_stops_the_machine(name, value, work, spec):
     """When its layer would start: however early the header was fetched."""
-    dut, module = sequenced(CONTROL, corrupted(name, value))
+    dut, module = sequenced(spec, corrupted(name, value))
 
     async def bench(ctx):
         await first_layer(ctx, dut, work)
@@ -203,12 +205,13 @@ def test_a_field_out_of_range_stops_the_machine(name, value, work):
     drive(module, bench)
 
 
-def test_the_first_field_out_of_range_is_named():
+@pytest.mark.parametrize("spec", [CONTROL, PIPELINED])
+def test_the_first_field_out_of_range_is_named(spec):
     words = corrupted("residual_planes", 0xFFFF)
     second = words[len(words) // 2 :]
     for name in ("window_length", "images", "output_planes"):
         put(second, name, 0)
-    dut, module = sequenced(CONTROL, words)
+    dut, module = sequenced(spec, words)
 
     async def bench(ctx):
         await first_layer(ctx, dut)
@@ -219,10 +222,10 @@ def test_the_first_field_out_of_range_is_named():
 
 
 @pytest.mark.parametrize("name", FIELDS)
-@pytest.mark.parametrize("end", ["low", "high"])
-def test_the_ends_of_each_range_are_accepted(name, end):
+@pytest.mark.parametrize(("end", "spec"), [("low", PIPELINED), ("high", CONTROL)])
+def test_the_ends_of_each_range_are_accepted(name, end, spec):
     value = getattr(FIELDS[name], end)
-    dut, module = sequenced(CONTROL, corrupted(name, value))
+    dut, module = sequenced(spec, corrupted(name, value))
 
     async def bench(ctx):
         await first_layer(ctx, dut, 0)

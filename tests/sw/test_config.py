@@ -21,7 +21,7 @@ def test_defaults_are_filled_in():
     "text",
     [
         BASE,
-        BASE + 'schedule = "milestones"\nmilestones = [1, 2]\ndecay = 0.2',
+        BASE + 'schedule = "milestones"\nmilestones = [1, 2]\nstep_factor = 0.2',
         BASE + QUANTIZE + 'weight_bits = 2\n[quantize.layers."conv*"]\nweight_bits = 8',
     ],
 )
@@ -94,7 +94,8 @@ def test_recipes_are_valid(path):
         (BASE + "milestones = [0]", "train.milestones.0 is 0, expected a list of epochs, rising; correct it."),
         (BASE + "milestones = [1.5]", "train.milestones.0 is 1.5, expected a list of epochs, rising; correct it."),
         (BASE + "milestones = 5", "train.milestones is 5, expected a list of epochs, rising; correct it."),
-        (BASE + "decay = 0.0", "train.decay is 0.0, expected a number above 0, at most 1; correct it."),
+        (BASE + "step_factor = 0.0", "train.step_factor is 0.0, expected a number above 0, at most 1; correct it."),
+        (BASE + "decay = 0.1", "'train.decay' is not a key of [train]; did you mean 'weight_decay'?"),
         (BASE + "milestone = [1]", "'train.milestone' is not a key of [train]; did you mean 'milestones'?"),
         ("data = 3", "data is 3, expected a table; correct it."),
     ],

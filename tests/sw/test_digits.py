@@ -11,7 +11,7 @@ from torch import nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec
-from bitwright.hw.plan import plan
+from bitwright.hw.planner import plan
 from bitwright.hw.program import InputSpec, Program
 from bitwright.hw.shapes import LayerShape
 from bitwright.sim import golden

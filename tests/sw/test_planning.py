@@ -9,7 +9,7 @@ from torch import nn
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec
-from bitwright.hw.plan import plan
+from bitwright.hw.planner import plan
 from bitwright.sim.backends import simulate
 from bitwright.sim.compare import compare
 from bitwright.sim.golden import execute

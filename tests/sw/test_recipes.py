@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bitwright.hw.isa import ArraySpec
-from bitwright.hw.plan import plan
+from bitwright.hw.planner import plan
 from bitwright.sw import models
 from bitwright.sw.config import load_config
 from bitwright.sw.lowering import layer_shapes
@@ -52,4 +52,4 @@ def test_a_recipe_has_the_bits_of_its_name(path):
 @pytest.mark.parametrize("method", ["lqnets", "dorefa"])
 def test_rates_of_large_networks_fall_at_milestones(network, milestones, method):
     config = load_config(RECIPES[0].parent / f"cifar10-{network}-{method}-w2a2.toml").train
-    assert (config.schedule, config.milestones, config.decay) == ("milestones", milestones, 0.1)
+    assert (config.schedule, config.milestones, config.step_factor) == ("milestones", milestones, 0.1)

@@ -221,15 +221,15 @@ def test_learning_rate_schedules(schedule, expected):
 @settings(max_examples=30, deadline=None)
 @given(
     milestones=st.lists(st.integers(1, 19), min_size=1, max_size=5, unique=True).map(sorted),
-    decay=st.sampled_from([0.1, 0.5, 1.0]),
+    factor=st.sampled_from([0.1, 0.5, 1.0]),
     steps=st.integers(1, 3),
 )
-def test_milestones_are_those_of_pytorch(milestones, decay, steps):
+def test_milestones_are_those_of_pytorch(milestones, factor, steps):
     """In every step of every epoch the rate of PyTorch's scheduler, which steps once an epoch."""
-    options = f'epochs = 20\nschedule = "milestones"\nmilestones = {milestones}\ndecay = {decay}\nlearning_rate = 0.02'
-    config = parse_config(TEXT.split("epochs")[0] + options).train
+    options = f"epochs = 20\nmilestones = {milestones}\nstep_factor = {factor}\nlearning_rate = 0.02\n"
+    config = parse_config(TEXT.split("epochs")[0] + options + 'schedule = "milestones"').train
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.02)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, decay)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, factor)
     for epoch in range(20):
         expected = [optimizer.param_groups[0]["lr"]] * steps
         assert [learning_rate(config, epoch * steps + step, steps) for step in range(steps)] == pytest.approx(expected)

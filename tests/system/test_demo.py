@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bitwright.sw.bench import zero_skip
 from bitwright.sw.demo import main
 
 
@@ -18,6 +19,8 @@ def test_demo_ends_without_a_difference(tmp_path):
     assert summary["energy_uj_per_image"]["searched"] < summary["energy_uj_per_image"]["8bit"]
     assert summary["cycles_per_image"] < summary["cycles_per_image_8bit"]
     assert (tmp_path / "demo" / "report.html").stat().st_size > 100_000
+    skippable, cycles = (each.value for each in zero_skip(tmp_path / "demo" / "digits"))
+    assert 1 - skippable / 100 <= cycles < 1.1
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, capsys):

@@ -210,7 +210,7 @@ class Accelerator(wiring.Component):
         ]
 
         # Cycle 2: the addresses reach memories all over the chip. Cycle 3: operands.
-        read_active = Signal(spec.columns)
+        read_active, read_any = Signal(spec.columns), Signal()
         read_weight, read_window = Signal.like(weight_address), Signal.like(window_address)
         read_coefficient = Signal.like(operation.coefficient_address)
         control, residual = Signal.like(array.control), Signal()
@@ -221,6 +221,7 @@ class Accelerator(wiring.Component):
         )
         m.d.sync += [
             read_active.eq(active),
+            read_any.eq(active.any()),
             read_weight.eq(weight_address),
             read_window.eq(window_address),
             read_coefficient.eq(operation.coefficient_address),
@@ -251,7 +252,7 @@ class Accelerator(wiring.Component):
                 window_write.data.eq(loader.window_write_data[column]),
                 window_write.en.eq(loader.window_write[column]),
             ]
-        self._connect_weights(m, array, host, sequencer, read_weight, read_active.any())
+        self._connect_weights(m, array, host, sequencer, read_weight, read_any)
         if spec.coefficient_bits:
             self._connect_coefficients(m, array, host, sequencer.layer, read_coefficient)
 

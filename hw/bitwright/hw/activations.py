@@ -34,6 +34,7 @@ class ActivationMemory(wiring.Component):
         What was read, one cycle later, until the next read; of copy 0, also what the host reads.
     write : ``In(drain_planes)``
         Write so many parts of row tiles at once. None of the banks of one, ``BANK`` lanes each, may be one of another.
+        In an array that is pipelined they are written in the next cycle, in which the host must not write.
     write_position : ``In(drain_planes × position_width)``, write_data : ``In(drain_planes × rows)``
         First granule, and bits.
     write_granules : ``In(tile_granules)``
@@ -129,8 +130,14 @@ class ActivationMemory(wiring.Component):
                 lanes.eq(self.write_data[number] << Cat(Const(0, (GRANULE - 1).bit_length()), within)),
                 granules.eq(self.write_granules << within),
             ]
-            starts.append([self.write[number] & (first_bank == bank) for bank in range(banks)])
-            tiles.append((word, lanes, granules))
+            start = [self.write[number] & (first_bank == bank) for bank in range(banks)]
+            tile = [word, lanes, granules]
+            if spec.pipelined:  # banks are all over the chip
+                start = [_registered(m, value, f"tile_{number}_start_{bank}") for bank, value in enumerate(start)]
+                names = f"tile_{number}_word", f"tile_{number}_lanes_late", f"tile_{number}_granules_late"
+                tile = [_registered(m, value, name) for value, name in zip(tile, names, strict=True)]
+            starts.append(start)
+            tiles.append(tile)
 
         writes = []
         for bank in range(banks):
@@ -157,3 +164,10 @@ class ActivationMemory(wiring.Component):
                 m.d.comb += target.eq(reduce(or_, chosen))
             writes.append((address, bits, enables))
         return writes
+
+
+def _registered(m: Module, value: Value, name: str) -> Signal:
+    """Value of the cycle before."""
+    register = Signal(len(value), name=name)
+    m.d.sync += register.eq(value)
+    return register

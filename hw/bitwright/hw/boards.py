@@ -220,9 +220,8 @@ class Board:
 
     def top(self, spec: ArraySpec, fabric: Fabric) -> BoardTop:
         """All of the board's FPGA."""
-        self.check(spec)
-        clock = self.pll(self.oscillator_mhz, self.clock_mhz)
-        return BoardTop(self.machine(spec, fabric), clock)
+        machine = self.machine(spec, fabric)  # first: it checks the clock that the PLL is asked for
+        return BoardTop(machine, self.pll(self.oscillator_mhz, self.clock_mhz))
 
 
 def _icebreaker() -> Any:

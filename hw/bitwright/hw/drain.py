@@ -48,11 +48,30 @@ def stage_layout() -> data.StructLayout:
     )
 
 
+def in_turns(m: Module, spec: ArraySpec, state: Value, following: Value, name: str) -> Value:
+    """Registers of the columns that take turns in a comparator: ``state`` is that of the one whose turn it is.
+
+    Whatever follows from the state of a column comes back in its next turn, ``Derived.turns`` cycles later.
+
+    Returns
+    -------
+    Value
+        What ``state`` will be in the next cycle.
+    """
+    for number in range(spec.derived.turns - 1):
+        other = Signal(len(state), name=f"{name}_other_{number}")
+        m.d.sync += other.eq(following)
+        following = other
+    m.d.sync += state.eq(following)
+    return following
+
+
 class SearchControl(wiring.Component):
     """Say when each comparator decides a bit of a code.
 
-    A column is taken every ``ceil(planes / drain_planes)`` cycles, at most, and passes all comparators, spending that
-    many cycles in each. Comparators whose bits a narrow code does not have decide nothing.
+    A column passes all comparators, and spends ``ceil(planes / drain_planes)`` turns in each: a turn is one of
+    ``Derived.turns`` cycles. So many columns are in a comparator at a time, and one follows another as soon
+    as its turn is free. Comparators whose bits a narrow code does not have decide nothing.
 
     Parameters
     ----------
@@ -62,17 +81,17 @@ class SearchControl(wiring.Component):
     Members
     -------
     planes : ``In(range(activation_planes_max + 1))``
-        Bits of a code, at least 1; constant while columns are on their way.
+        Bits of a code, at least 1; constant from the cycle before a column starts until all are through.
     start : ``In(1)``
-        A column starts: the first comparator decides its most significant bit in the next cycle. Only with ``ready``.
+        A column starts: the first comparator decides its most significant bit in its next turn. Only with ``ready``.
     ready : ``Out(1)``
-        A column may start.
+        A column may start: this turn is free.
     comparing : ``Out(1)``
         The first comparator decides a bit.
     stages : ``Out(drain_planes × stage_layout())``
         Control of each comparator.
     finish : ``Out(1)``
-        Last cycle of a column in the last comparator.
+        Last turn of a column in the last comparator.
     """
 
     planes: Signal
@@ -99,9 +118,9 @@ class SearchControl(wiring.Component):
         """Describe the hardware."""
         spec, derived = self.spec, self.spec.derived
         m = Module()
-        steps_max = derived.drain_steps(spec.activation_planes_max)
+        steps_max = derived.search_steps(spec.activation_planes_max)
         last_step = Signal(range(steps_max))
-        m.d.comb += last_step.eq((self.planes - 1) >> (spec.drain_planes - 1).bit_length())
+        m.d.sync += last_step.eq((self.planes - 1) >> (spec.drain_planes - 1).bit_length())
 
         take: Value = self.start
         incoming: Value = self.planes
@@ -111,16 +130,15 @@ class SearchControl(wiring.Component):
             left = Signal.like(self.planes, name=f"left_{number}")  # bits that are not decided yet
             after = Signal.like(self.planes, name=f"after_{number}")
             m.d.comb += [
-                last.eq(active & (step == last_step)),
                 self.stages[number].take.eq(take),
                 self.stages[number].decide.eq(active & (left != 0)),
                 after.eq(Mux(left == 0, 0, left - 1)),
             ]
-            m.d.sync += [
-                active.eq(take | (active & ~last)),
-                step.eq(Mux(take, 0, step + 1)),
-                left.eq(Mux(take, incoming, after)),
-            ]
+            following, next_step = take | (active & ~last), Mux(take, 0, step + 1)[: len(step)]
+            in_turns(m, spec, active, following, f"active_{number}")
+            in_turns(m, spec, step, next_step, f"step_{number}")
+            in_turns(m, spec, last, following & (next_step == last_step), f"last_{number}")
+            in_turns(m, spec, left, Mux(take, incoming, after), f"left_{number}")
             if number == 0:
                 m.d.comb += [self.ready.eq(~active | last), self.comparing.eq(active)]
             take, incoming = last, after
@@ -133,8 +151,8 @@ class ThresholdUnit(wiring.Component):
 
     ``code`` is the number of thresholds that the value reaches. A threshold is reached if ``value >= threshold``, or,
     with the flag ``THRESHOLD_NEGATE``, if it is not. Each comparator decides its share of the code's bits, most
-    significant first, one a cycle, while the comparator before works on the next column. While it compares with one
-    node of the search tree, both children are being read.
+    significant first, one a turn, while the comparator before works on the next columns. While it compares with one
+    node of the search tree, both children are being read; what is read has the turns of the other columns to arrive.
 
     Parameters
     ----------
@@ -148,13 +166,13 @@ class ThresholdUnit(wiring.Component):
     stages : ``In(drain_planes × stage_layout())``
         From :class:`SearchControl`, which the rows share.
     complement : ``In(signed(accumulator_width))``
-        Bitwise complement of the value in the first comparator, from the cycle after its start until the next start.
+        Bitwise complement of the value in the first comparator: of each column, in its turns.
     first : ``In(threshold_word_width)``
         Address of the flags and the root of the column that may start.
     base : ``In(drain_planes × threshold_word_width)``
-        That address of the column in each comparator.
+        That address of the column whose turn it is in each comparator.
     address : ``Out(drain_planes × threshold_word_width)``
-        Pair that each comparator needs in the next cycle; anything if it decides no bit then.
+        Pair that each comparator needs in the column's next turn; anything if it decides no bit then.
     pairs : ``In(drain_planes × threshold_layout(spec))``
         That pair, one cycle later.
     code : ``Out(code_width)``, pool_min : ``Out(1)``
@@ -196,19 +214,25 @@ class ThresholdUnit(wiring.Component):
         incoming: Value = Const(1, width)
         incoming_address: Value = self.first
         complement: Value = self.complement
-        # The first comparator decides the first bit of every code right after its start, with the flags beside it.
+        pairs = [pair.as_value() for pair in self.pairs]
+        if spec.derived.turns == 2:
+            arrived = [Signal(len(pair), name=f"pair_{number}", reset_less=True) for number, pair in enumerate(pairs)]
+            m.d.sync += [register.eq(pair) for register, pair in zip(arrived, pairs, strict=True)]
+            pairs = arrived
+        pairs = [data.View(threshold_layout(spec), pair) for pair in pairs]
+        # The first comparator decides the first bit of a code in the turn after its start, with the flags beside it.
         started = Signal()
-        m.d.sync += started.eq(self.stages[0].take)
+        in_turns(m, spec, started, self.stages[0].take, "started")
         flags, held_flags = Signal(2), Signal(2, name="flags_0")
-        m.d.comb += flags.eq(Mux(started, self.pairs[0][0][:2], held_flags))
-        m.d.sync += held_flags.eq(flags)
+        m.d.comb += flags.eq(Mux(started, pairs[0][0][:2], held_flags))
+        in_turns(m, spec, held_flags, flags, "flags_0")
         for number in range(spec.drain_planes):
             stage = self.stages[number]
             if number > 0:
                 held = Signal(signed(spec.accumulator_width), name=f"complement_{number}")
                 held_flags = Signal(2, name=f"flags_{number}")
-                with m.If(stage.take):
-                    m.d.sync += [held.eq(complement), held_flags.eq(flags)]
+                in_turns(m, spec, held, Mux(stage.take, complement, held), f"complement_{number}")
+                in_turns(m, spec, held_flags, Mux(stage.take, flags, held_flags), f"flags_{number}")
                 complement, flags = held, held_flags
             node = Signal(width, name=f"node_{number}")  # that is compared with
             after = Signal(width, name=f"after_{number}")
@@ -217,7 +241,7 @@ class ThresholdUnit(wiring.Component):
             below = Signal(signed(spec.accumulator_width + 1), name=f"below_{number}")
             reached = Signal(name=f"reached_{number}")
             m.d.comb += [
-                threshold.eq(Mux(node[0], self.pairs[number][1], self.pairs[number][0])),
+                threshold.eq(Mux(node[0], pairs[number][1], pairs[number][0])),
                 below.eq(threshold + complement),
                 reached.eq(below[-1] ^ (flags & THRESHOLD_NEGATE).any()),
                 after.eq(Mux(stage.decide, Cat(reached, node), node)),
@@ -225,7 +249,7 @@ class ThresholdUnit(wiring.Component):
                 # multiple of the tree's size.
                 self.address[number].eq(Mux(stage.take, incoming_address, self.base[number] | node)),
             ]
-            m.d.sync += node.eq(Mux(stage.take, incoming, after))
+            in_turns(m, spec, node, Mux(stage.take, incoming, after), f"node_{number}")
             incoming, incoming_address = after, self.base[number] | node
         # Above the code, its node has a leading one.
         m.d.sync += [
@@ -240,7 +264,8 @@ class Drain(wiring.Component):
 
     One column after the other, all rows at once: subtraction of the offset, the comparators, pooling, code table,
     writing. Each but the comparators and the writing takes a cycle; those take ``ceil(output_planes / drain_planes)``
-    for each comparator and for all planes. A column follows every so many cycles. Raw results take a cycle a row.
+    turns for each comparator and for all planes. As many columns follow in so many turns as take turns in a comparator.
+    Raw results take a cycle a row.
 
     Nothing holds the drain up, and nothing may come too early: a tile may be loaded as many cycles after another as
     that one's valid columns take.
@@ -395,8 +420,9 @@ class Drain(wiring.Component):
         # A group goes on where the one before it ended, its row tiles lie side by side.
         fresh = Signal(init=1)  # no tile of the layer has come
         tile_position, group_end = Signal(position_width), Signal(position_width)
-        next_pixel, next_group, first_position = (Signal(position_width, name=f"{name}_position") for name in
-                                                  ("next_pixel", "next_group", "first"))  # fmt: skip
+        next_pixel = Signal(position_width)  # where the next output pixel begins
+        next_group = Signal(position_width)
+        first_position = Signal(position_width)  # of the tile that is being loaded
         pixel_done = take & taken.pool_last
         m.d.comb += [
             next_pixel.eq(position + layer.output_granules),
@@ -436,26 +462,42 @@ class Drain(wiring.Component):
         with m.If(self.layer_done):
             m.d.sync += fresh.eq(1)
 
-        # The complement of each row's value, held while the first comparator or the raw results need it.
-        complements = Signal(data.ArrayLayout(signed(spec.accumulator_width), spec.rows))
+        # The complement of each row's value, and what goes along with the column: held for raw results, in the first
+        # comparator in turns. With turns, sums are taken in a cycle earlier, on the way to the column's first turn.
+        in_turns_of_two = spec.derived.turns == 2
         offset = Signal()
         m.d.comb += offset.eq((layer.flags & FLAG_OFFSET).any() & ~(layer.flags & FLAG_COEFFICIENTS).any())
-        with m.If(take):
-            for row in range(spec.rows):
-                m.d.sync += complements[row].eq(
-                    ~Mux(offset, self.sums[row] << 1, self.sums[row]) + Mux(offset, self.column_sum, 0)
-                )
 
-        # Columns in the comparators.
-        columns = [Signal(column_layout, name=f"column_{number}") for number in range(spec.drain_planes)]
-        before, move, next_tile = taken, take, Const(0)
-        for number, column in enumerate(columns):
-            if number > 0:
-                move = control.stages[number].take
-            with m.If(move):
-                m.d.sync += column.eq(before)
-            next_tile = Mux(move, before.tile, column.tile)  # of the last column, in the end
-            before = column
+        def complement(total: Value, column_sum: Value) -> Value:
+            return ~Mux(offset, total << 1, total) + Mux(offset, column_sum, 0)
+
+        complements = Signal(data.ArrayLayout(signed(spec.accumulator_width), spec.rows))
+        first_column = Signal(column_layout, name="column_0")
+        coming = Mux(take, taken.as_value(), first_column.as_value())
+        if in_turns_of_two:
+            arrived, column_sum = Signal.like(complements), Signal.like(self.column_sum)
+            arriving, fresh = Signal(column_layout), Signal()
+            coming = arriving.as_value()
+            with m.If(take):
+                m.d.sync += [arrived.eq(self.sums), column_sum.eq(self.column_sum), arriving.eq(taken)]
+            with m.Elif(~raw):  # the other column's
+                m.d.sync += [arrived.eq(complements), arriving.eq(first_column)]
+            m.d.sync += [fresh.eq(take), first_column.eq(arriving)]
+            for row in range(spec.rows):
+                m.d.sync += complements[row].eq(Mux(fresh | raw, complement(arrived[row], column_sum), arrived[row]))
+        else:
+            with m.If(take):
+                m.d.sync += first_column.eq(taken)
+                for row in range(spec.rows):
+                    m.d.sync += complements[row].eq(complement(self.sums[row], self.column_sum))
+
+        # Columns in the comparators, and the one whose turn it is in the last comparator in the next cycle.
+        columns = [first_column]
+        for number in range(1, spec.drain_planes):
+            column = Signal(column_layout, name=f"column_{number}")
+            following = Mux(control.stages[number].take, columns[-1].as_value(), column.as_value())
+            coming = in_turns(m, spec, column.as_value(), following, f"column_{number}")
+            columns.append(column)
 
         # Search.
         codes, pool_mins = [], []
@@ -481,30 +523,41 @@ class Drain(wiring.Component):
             m.d.sync += [raw_active.eq(1), raw_row.eq(0)]
         with m.Else():
             m.d.sync += [raw_active.eq(raw_active & ~raw_last), raw_row.eq(raw_row + 1)]
+        raw_valid, raw_number = raw_active, raw_row
+        if in_turns_of_two:  # their values, too, come a cycle later
+            raw_valid, raw_number = Signal(), Signal.like(raw_row)
+            m.d.sync += [raw_valid.eq(raw_active), raw_number.eq(raw_row)]
         m.d.comb += [
-            self.write_raw.eq(raw_active & (raw_row < columns[0].rows)),
-            self.write_address.eq(columns[0].position + raw_row),
-            self.write_value.eq(~complements[raw_row]),
+            self.write_raw.eq(raw_valid & (raw_number < first_column.rows)),
+            self.write_address.eq(first_column.position + raw_number),
+            self.write_value.eq(~complements[raw_number]),
         ]
 
         # Pooling, in the cycle after a column's last comparison. A pooling window that a group leaves unfinished is
         # carried to the next group, row tile by row tile; a single row tile's stays where it is. Of two tiles, a
-        # carry may have to be read in the very cycle in which it is written, so the port forwards it.
+        # carry may have to be read in the very cycle in which it is written, so the port forwards it. With turns there
+        # is a cycle more between them, in which it is written from its register.
         pooling, column = Signal(), Signal(column_layout)
         m.d.sync += [pooling.eq(control.finish), column.eq(columns[-1])]
         codes_layout = data.ArrayLayout(derived.code_width, spec.rows)
-        m.submodules.carry = carry = memory.Memory(shape=codes_layout, depth=spec.row_tiles_max, init=[])
-        carry_write = carry.write_port()
-        carry_read = carry.read_port(transparent_for=(carry_write,))
+        m.submodules.carry = carries = memory.Memory(shape=codes_layout, depth=spec.row_tiles_max, init=[])
+        carry_write = carries.write_port()
+        carry_read = carries.read_port(transparent_for=(carry_write,))
         pooled, next_pooled, carry_data = Signal(codes_layout), Signal(codes_layout), Signal(codes_layout)
         carried = Signal()
-        m.d.sync += carry_data.eq(carry_read.data)
+        m.d.sync += [
+            carry_data.eq(carry_read.data),
+            carried.eq(columns[-1].tile_first & (layer.row_tiles != 1)),
+        ]
+        writes_carry, carry_tile, carry = pooling & column.tile_last, column.tile, next_pooled
+        if in_turns_of_two:
+            writes_carry, carry_tile, carry = Signal(), Signal.like(column.tile), pooled
+            m.d.sync += [writes_carry.eq(pooling & column.tile_last), carry_tile.eq(column.tile)]
         m.d.comb += [
-            carried.eq(column.tile_first & (layer.row_tiles != 1)),
-            carry_read.addr.eq(next_tile),
-            carry_write.addr.eq(column.tile),
-            carry_write.data.eq(next_pooled),
-            carry_write.en.eq(pooling & column.tile_last),
+            carry_read.addr.eq(data.View(column_layout, coming).tile),
+            carry_write.addr.eq(carry_tile),
+            carry_write.data.eq(carry),
+            carry_write.en.eq(writes_carry),
         ]
         for row in range(spec.rows):
             earlier = Mux(carried, carry_data[row], pooled[row])
@@ -518,39 +571,57 @@ class Drain(wiring.Component):
         starting, finished = Signal(), Signal(column_layout)
         m.d.sync += [starting.eq(pooling & column.pool_last), finished.eq(column)]
         width = max(derived.code_width, spec.drain_planes)
-        outgoing, planes = Signal(data.ArrayLayout(width, spec.rows)), Signal(width)
-        layer_last = Signal()
-        stride = layer.output_plane_stride
+        outgoing_layout = data.StructLayout(
+            {
+                "planes": width,  # that are to be written
+                "codes": data.ArrayLayout(width, spec.rows),
+                "positions": data.ArrayLayout(derived.position_width, spec.drain_planes),
+                "granules": derived.tile_granules,
+                "layer_last": 1,
+            }
+        )
+        outgoing, left = Signal(outgoing_layout), Signal(outgoing_layout)
+        planes, stride = outgoing.planes, layer.output_plane_stride
+        m.d.comb += [
+            left.eq(outgoing),
+            left.planes.eq(planes >> spec.drain_planes),
+            *(left.codes[row].eq(outgoing.codes[row] >> spec.drain_planes) for row in range(spec.rows)),
+            *(
+                left.positions[number].eq(outgoing.positions[number] + stride * spec.drain_planes)
+                for number in range(spec.drain_planes)
+            ),
+        ]
+        if spec.derived.turns == 2:
+            other = Signal(outgoing_layout, name="outgoing_other")
+            m.d.sync += other.eq(left)
+            left = other
+        m.d.sync += outgoing.eq(left)
         with m.If(starting):
             m.d.sync += [
-                planes.eq((1 << control.planes) - 1),
-                layer_last.eq(finished.layer_last),
-                self.write_granules.eq(
+                outgoing.planes.eq((1 << control.planes) - 1),
+                outgoing.layer_last.eq(finished.layer_last),
+                outgoing.granules.eq(
                     Cat(finished.rows > granule * GRANULE for granule in range(derived.tile_granules))
                 ),
             ]
             for row in range(spec.rows):
-                m.d.sync += outgoing[row].eq(Mux(row < finished.rows, self._code(pooled[row]), 0))
+                m.d.sync += outgoing.codes[row].eq(Mux(row < finished.rows, self._code(pooled[row]), 0))
             for number in range(spec.drain_planes):
-                m.d.sync += self.write_position[number].eq(finished.position + stride * number)
-        with m.Else():
-            m.d.sync += planes.eq(planes >> spec.drain_planes)
-            for row in range(spec.rows):
-                m.d.sync += outgoing[row].eq(outgoing[row] >> spec.drain_planes)
-            for number in range(spec.drain_planes):
-                m.d.sync += self.write_position[number].eq(self.write_position[number] + stride * spec.drain_planes)
+                m.d.sync += outgoing.positions[number].eq(finished.position + stride * number)
         m.d.comb += [
             self.write.eq(planes),
+            self.write_position.eq(outgoing.positions),
+            self.write_granules.eq(outgoing.granules),
             self.layer_done.eq(
                 Mux(
                     raw,
-                    raw_last & columns[0].layer_last,
-                    planes[0] & ~planes[spec.drain_planes :].any() & layer_last,
+                    raw_valid & (raw_number == spec.rows - 1) & first_column.layer_last,
+                    planes[0] & ~planes[spec.drain_planes :].any() & outgoing.layer_last,
                 )
             ),
         ]
         for number in range(spec.drain_planes):
-            m.d.comb += self.write_data[number].eq(Cat(outgoing[row][number] for row in range(spec.rows)))
+            m.d.comb += self.write_data[number].eq(Cat(outgoing.codes[row][number] for row in range(spec.rows)))
         return m
 
     def _code(self, rank: Value) -> Value:

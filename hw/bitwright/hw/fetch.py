@@ -208,7 +208,7 @@ def group_layout(spec: ArraySpec) -> data.StructLayout:
             "valid": spec.columns,  # columns that hold a window: the first ones
             "pool_first": spec.columns,  # columns whose window starts a pooling window
             "pool_last": spec.columns,  # columns whose window ends one
-            "drain_cycles": (spec.columns * max(spec.rows, spec.activation_planes_max)).bit_length(),
+            "drain_cycles": (spec.columns * max(spec.rows, spec.activation_planes_max)).bit_length(),  # of a row tile
             "last": 1,  # of the layer
         }
     )
@@ -403,12 +403,13 @@ class WindowLoader(wiring.Component):
         m.d.comb += self.group.eq(groups[self.issuing])
         columns = self._columns(m, walker, walking)
         pool_first, pool_last = Signal(spec.columns), Signal(spec.columns)
-        drain_steps = Signal(range(max(spec.rows, spec.activation_planes_max) + 1))
+        drain_steps = Signal(range(max(spec.rows, 2 * spec.activation_planes_max) + 1))
         drain_cycles = Signal.like(group.drain_cycles)
         planes_rounded = self.layer.output_planes + (spec.drain_planes - 1)
-        m.d.comb += drain_steps.eq(
-            Mux((self.layer.flags & FLAG_RAW).any(), spec.rows, planes_rounded >> (spec.drain_planes - 1).bit_length())
-        )
+        search_steps: Value = planes_rounded >> (spec.drain_planes - 1).bit_length()
+        if spec.derived.turns == 2:  # `Descriptor.drain_cycles`: a tile takes whole turns
+            search_steps = Mux(walked[0], 0, search_steps << 1)
+        m.d.comb += drain_steps.eq(Mux((self.layer.flags & FLAG_RAW).any(), spec.rows, search_steps))
         with m.If(walking):
             m.d.sync += [
                 pool_first.eq(Cat(pool_first[1:], walker.pool_first)),

@@ -112,16 +112,18 @@ class LayerSequencer(wiring.Component):
         pointer = Signal(address_width)  # of the header being fetched; one bit more, to see the end of the memory
         end = Signal(range((1 << address_width) + HEADER_WORDS + (1 << 16)))  # whatever `passes` says
 
-        # Fetch the next header. A field is checked as it arrives, against the range that the compiler uses; which one
-        # is wrong is worked out a cycle later, for memory is slow.
+        # Fetch the next header. Fields are checked as they arrive, against the ranges that the compiler uses. Of the
+        # first word with a wrong one the checks are kept; which field they are about is worked out in the end.
         upcoming = Signal(descriptor_layout(spec)) if spec.prefetch else self.layer
-        wrong, wrong_field = Signal(), Signal(8)
-        bad = Signal(max(len(self._checks(word)) for word in range(HEADER_WORDS)))  # of the word before
-        count = Signal(range(HEADER_WORDS + 1))
+        count = Signal(range(HEADER_WORDS + 2))
+        bad = self._bad(m, count)
+        wrong, wrong_word, wrong_checks = Signal(), Signal(range(HEADER_WORDS)), Signal.like(bad)
         ready, failed, failed_code = Signal(), Signal(), Signal(3)
         switch = Signal()
         m.d.comb += end.eq(pointer + HEADER_WORDS + upcoming.passes)
         m.d.comb += self.address.eq(pointer + count)
+        with m.If(~wrong):
+            m.d.sync += [wrong.eq(bad.any()), wrong_word.eq(count - 2), wrong_checks.eq(bad)]
         with m.FSM(name="fetch"):
             with m.State("idle"), m.If(self.start):
                 m.d.sync += [pointer.eq(0), count.eq(0), wrong.eq(0)]
@@ -133,15 +135,12 @@ class LayerSequencer(wiring.Component):
                 with m.Switch(count):
                     for word in range(HEADER_WORDS):
                         with m.Case(word + 1):  # words of the memory come one cycle after their address
-                            self._take_word(m, word, upcoming)
-                            m.d.sync += bad.eq(Cat(refused for _, refused in self._checks(word)))
-                            if word > 0:
-                                self._note(m, word - 1, bad, wrong, wrong_field)
+                            for _, field, value in self._fields(self.word, word):
+                                m.d.sync += upcoming[field.name].eq(value)
                 with m.If(count == HEADER_WORDS):
                     m.next = "check"
 
             with m.State("check"):
-                self._note(m, HEADER_WORDS - 1, bad, wrong, wrong_field)
                 with m.If(end > spec.descriptor_depth):
                     m.d.sync += [failed.eq(1), failed_code.eq(ErrorCode.END)]
                     m.next = "hold"
@@ -172,6 +171,14 @@ class LayerSequencer(wiring.Component):
                 with m.State("layer"), m.If(self.layer_done):
                     m.next = "header"
         m.d.comb += self.stream_layer.eq(upcoming)
+
+        wrong_field = Signal(8)
+        with m.Switch(wrong_word):
+            for word in range(HEADER_WORDS):
+                with m.Case(word):
+                    for place, (index, _) in reversed(list(enumerate(self._checks(self.word, word)))):
+                        with m.If(wrong_checks[place]):
+                            m.d.comb += wrong_field.eq(index)
 
         # Run the layers.
         with m.FSM(name="run") as fsm:
@@ -214,25 +221,38 @@ class LayerSequencer(wiring.Component):
                         m.next = "wait"
         return m
 
-    def _fields(self, word: int) -> list[tuple[int, Field, Value]]:
-        """Number and description of the fields of a header word, and their bits of the memory's word."""
+    def _bad(self, m: Module, count: Signal) -> Signal:
+        """Checks of a header word that fail, two cycles after its address.
+
+        They pass a register, which lies behind them or, in an array that is pipelined, before them: memory is slow.
+        """
+        read, lag = self.word, 0
+        if self.spec.pipelined:
+            read, lag = Signal.like(self.word), 1
+            m.d.sync += read.eq(self.word)
+        checks = [Cat(refused for _, refused in self._checks(read, word)) for word in range(HEADER_WORDS)]
+        found, bad = Signal(max(map(len, checks))), Signal(max(map(len, checks)))
+        with m.Switch(count):
+            for word, refused in enumerate(checks):
+                with m.Case(word + 1 + lag):
+                    m.d.comb += found.eq(refused)
+        m.d["comb" if lag else "sync"] += bad.eq(found)
+        return bad
+
+    def _fields(self, read: Value, word: int) -> list[tuple[int, Field, Value]]:
+        """Number and description of the fields of a header word, and their bits of what was read."""
         found = []
         for index, field in enumerate(descriptor_fields(self.spec)):
             place, bit = FIELD_PLACES[field.name]
             if place == word:
-                value = self.word[bit : bit + field.bits]
+                value = read[bit : bit + field.bits]
                 found.append((index, field, value.as_signed() if field.signed else value))
         return found
 
-    def _take_word(self, m: Module, word: int, upcoming: "data.View[Any]") -> None:
-        """Keep the fields of a header word."""
-        for _, field, value in self._fields(word):
-            m.d.sync += upcoming[field.name].eq(value)
-
-    def _checks(self, word: int) -> list[tuple[int, Value]]:
+    def _checks(self, read: Value, word: int) -> list[tuple[int, Value]]:
         """Number of each field of a header word that has bounds, and whether it is out of them."""
         found = []
-        for index, field, value in self._fields(word):
+        for index, field, value in self._fields(read, word):
             lowest = -(1 << (field.bits - 1)) if field.signed else 0
             highest = (1 << (field.bits - field.signed)) - 1
             checks = [value < field.low] if field.low > lowest else []
@@ -240,9 +260,3 @@ class LayerSequencer(wiring.Component):
             if checks:
                 found.append((index, Cat(*checks).any()))
         return found
-
-    def _note(self, m: Module, word: int, bad: Signal, wrong: Signal, wrong_field: Signal) -> None:
-        """Note the first field that is out of its bounds."""
-        for place, (index, _) in reversed(list(enumerate(self._checks(word)))):
-            with m.If(~wrong & bad[place]):
-                m.d.sync += [wrong.eq(1), wrong_field.eq(index)]

@@ -61,7 +61,7 @@ class Part:
     fabric
         Form of the PEs that is best after routing.
     resources
-        What a part has that nextpnr does not know, by the names of its data sheet.
+        What a part has that nextpnr does not know, by the names in :class:`Utilization`, from its data sheet.
     """
 
     name: str
@@ -88,7 +88,7 @@ PARTS = {
         (),
         100 * 18 << 10,
         fabric="xilinx7",
-        resources={"LUTs": 20_800, "flip-flops": 41_600, "block RAMs": 100, "multipliers": 90},
+        resources={"luts": 20_800, "flip_flops": 41_600, "rams": 100, "dsps": 90},
     ),
 }
 """Parts by nextpnr's name of the device, or their own."""
@@ -120,8 +120,12 @@ _RESOURCES = {
     "ICESTORM_RAM": "block RAMs",
     "ICESTORM_SPRAM": "single-port RAMs",
     "ICESTORM_DSP": "multipliers",
+    "luts": "LUTs",
+    "flip_flops": "flip-flops",
+    "rams": "block RAMs",
+    "dsps": "multipliers",
 }
-"""What may be too little, by nextpnr's names."""
+"""What may be too little, by nextpnr's names and those in :class:`Utilization`."""
 
 
 @dataclass(frozen=True)
@@ -355,7 +359,7 @@ def _constraints(netlist: Netlist, constraints: str) -> list[str]:
 
 
 def check_size(netlist: Netlist, part: Part, constraints: str = "") -> dict[str, tuple[int, int]]:
-    """Resources that a design takes, and those that the part has, by nextpnr's names, or those of the part.
+    """Resources that a design takes, and those that the part has, by nextpnr's names, or those in `Utilization`.
 
     Raises
     ------
@@ -369,16 +373,14 @@ def check_size(netlist: Netlist, part: Part, constraints: str = "") -> dict[str,
         sizes = {name: (resource["used"], resource["available"]) for name, resource in packed.items()}
     else:
         taken = utilization(netlist)
-        numbers = taken.luts, taken.flip_flops, taken.rams, taken.dsps
-        sizes = {name: (used, has) for used, (name, has) in zip(numbers, part.resources.items(), strict=True)}
-    titles = _RESOURCES | {name: name for name in part.resources}
-    excess = {name: size for name, size in sizes.items() if name in titles and size[0] > size[1]}
+        sizes = {name: (getattr(taken, name), has) for name, has in part.resources.items()}
+    excess = {name: size for name, size in sizes.items() if name in _RESOURCES and size[0] > size[1]}
     if excess:
         # The scarcest resource says most.
         name = max(excess, key=lambda name: excess[name][0] / (excess[name][1] or 1))
         used, available = excess[name]
         raise TooLargeError(
-            f"The design needs {used} {titles[name]}, but {part.name} has {available}: "
+            f"The design needs {used} {_RESOURCES[name]}, but {part.name} has {available}: "
             f"{used - available} too many; choose a smaller array or a larger part."
         )
     return sizes

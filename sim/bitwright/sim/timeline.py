@@ -5,7 +5,7 @@ few recurrences over pixel groups. With, for group ``g`` of a part whose start p
 
 - ``loads``, the cycles in which a group's windows are read, one group like the other,
 - ``operations[g]``, the operations of a row tile: the words listed, over its passes, and those that only double,
-- ``drain[g]``, the cycles that a row tile takes to drain: valid columns × steps of a column,
+- ``drain[g]``, the cycles that a row tile takes to drain: :meth:`Descriptor.drain_cycles` of its valid columns,
 - ``listing``, the cycles from a group's first read until its passes are listed, if nothing else holds that up: see
   :func:`listing_cycles`,
 
@@ -46,7 +46,6 @@ from bitwright.hw.isa import (
     GRANULE,
     HEADER_TO_READY,
     LOAD_LATENCY,
-    RAW_TO_WRITE,
     SCHEDULE_END,
     SCHEDULE_OVERHEAD,
     ArraySpec,
@@ -343,8 +342,8 @@ def part_timing(layer: Descriptor, spec: ArraySpec, work: Work) -> PartTiming:
     columns, tiles = spec.columns, layer.row_tiles
     groups = work.words.shape[1]
     operations = work.words + work.doublings
-    drain = np.full(groups, columns * layer.drain_steps(spec))
-    drain[-1] = (layer.pixels - columns * (groups - 1)) * layer.drain_steps(spec)
+    drain = np.full(groups, layer.drain_cycles(columns, spec))
+    drain[-1] = layer.drain_cycles(last_columns := layer.pixels - columns * (groups - 1), spec)
     tile_cycles = np.maximum(operations, drain)
 
     pace = pace_of(layer, spec)
@@ -360,11 +359,12 @@ def part_timing(layer: Descriptor, spec: ArraySpec, work: Work) -> PartTiming:
     last = last_issue + (tiles - 1) * tile_cycles
     stalls = (last - take - tiles * operations).sum(1)
     waits = (take[:, 1:] - last[:, :-1]).sum(1)
-    drained = last[:, -1] + spec.derived.issue_to_load + drain[-1]
+    loaded = last[:, -1] + spec.derived.issue_to_load
     if layer.raw:
-        end = drained + RAW_TO_WRITE
+        end = loaded + drain[-1] + spec.derived.raw_to_write
     else:
-        end = drained + spec.drain_planes * layer.drain_steps(spec) + DRAIN_TO_WRITE - 1
+        last_plane = layer.output_planes - 1
+        end = loaded + write_offset(layer, spec, last_columns - 1, last_plane)
     return PartTiming(int(take[0, 0]), starts, take, last_issue, tile_cycles, stalls, waits, last[:, -1], end)
 
 
@@ -408,6 +408,13 @@ def listing_cycles(layer: Descriptor, spec: ArraySpec) -> int:
     for entry in layer.passes:
         listed = max(listed + 1, int(loaded[entry.plane]))
     return max(listed + SCHEDULE_END, int(loaded[-1]))
+
+
+def write_offset(layer: Descriptor, spec: ArraySpec, column: Any, plane: Any) -> Any:
+    """Cycles from the load of a row tile's sums into the drain to the write of a plane; numbers or arrays."""
+    turns, steps = spec.derived.turns, layer.drain_steps(spec)
+    compared = layer.drain_offset(column, spec) + turns * spec.drain_planes * steps
+    return compared + DRAIN_TO_WRITE + turns * (plane // spec.drain_planes)
 
 
 _VECTOR_RUNS = 12
@@ -534,13 +541,12 @@ def part_writes(
     if layer.raw:
         channel = np.arange(layer.channels)
         tile, row = np.divmod(channel, rows)
-        cycle = load[group][:, tile] + 1 + RAW_TO_WRITE + column[:, None] * rows + row
+        cycle = load[group][:, tile] + 1 + derived.raw_to_write + column[:, None] * rows + row
         address = (base[:, None] + channel) % spec.result_depth
         fields = [cycle, np.ones_like(cycle), address, outputs]
     else:
-        plane, steps = np.arange(layer.output_planes), layer.drain_steps(spec)
-        compared = load[group][:, :, None] + (column[:, None, None] + spec.drain_planes) * steps
-        cycle = compared + DRAIN_TO_WRITE + plane // spec.drain_planes
+        plane = np.arange(layer.output_planes)
+        cycle = load[group][:, :, None] + write_offset(layer, spec, column[:, None, None], plane)
         position = base[:, None, None] + tile_numbers[:, None] * derived.tile_granules
         position = (position + plane * layer.output_plane_stride) % (spec.activation_depth * derived.granules)
         channels = np.zeros((len(pixel), tiles * rows), np.int64)

@@ -411,20 +411,20 @@ class _Part:
     def _drains(self) -> Iterator[Slice]:
         layer, spec = self.layer, self.spec
         steps = layer.drain_steps(spec)
-        delay = spec.derived.issue_to_load + LOAD_TO_COMPARE
+        delay = spec.derived.issue_to_load + LOAD_TO_COMPARE + spec.derived.turns - 1
         what = "results" if layer.raw else "compare"
         valid = [spec.columns] * (self.groups - 1) + [layer.pixels - spec.columns * (self.groups - 1)]
         for groups in self._bundles():
             name = _group_name(groups)
             starts = self.tile_last[list(groups)] + delay
             if self.detail == "groups":
-                start, end = int(starts[0, 0]), int(starts[-1, -1]) + valid[groups[-1]] * steps
-                spent = sum(valid[group] * steps * layer.row_tiles for group in groups)
+                start, end = int(starts[0, 0]), int(starts[-1, -1]) + layer.drain_cycles(valid[groups[-1]], spec)
+                spent = sum(layer.drain_cycles(valid[group], spec) * layer.row_tiles for group in groups)
                 yield Slice("drain", what, start, end - start, {"groups": name, "cycles": spent})
                 continue
             for tile, start in enumerate(starts[0].tolist()):
                 values = {"group": groups[0], "tile": tile, "columns": valid[groups[0]], "cycles of a column": steps}
-                yield Slice("drain", what, start, valid[groups[0]] * steps, values)
+                yield Slice("drain", what, start, layer.drain_cycles(valid[groups[0]], spec), values)
 
     def _writes(self) -> Iterator[Slice]:
         layer = self.layer

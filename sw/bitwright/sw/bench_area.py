@@ -301,10 +301,10 @@ def machine(name: str, part_name: str, reach: float) -> Iterator[Measurement]:
     label = f"{name} ({spec.rows} × {spec.columns} × {spec.lanes}) on {part.name}"
     yield from _resources(label, placed.used, placed.available)
     yield Measurement(f"{label}: clock", placed.frequency, "MHz", f">= {reach:g}")
-    products = spec.rows * spec.columns * spec.lanes
-    yield Measurement(f"{label}: peak, an AND and its addition", products * placed.frequency / 1e3, "Gop/s")
+    peak = _peak(f"{label}: peak, an AND and its addition", spec, placed.frequency)
+    yield peak
     cells = placed.used.get("TRELLIS_COMB") or placed.used["ICESTORM_LC"]
-    yield Measurement(f"{label}: peak for each LUT", products * placed.frequency / cells, "Mop/s")
+    yield Measurement(f"{label}: peak for each LUT", 1e3 * peak.value / cells, "Mop/s")
     sys.stderr.write(f"{label}: slowest path through {' > '.join(placed.path)}\n")
 
 
@@ -320,8 +320,11 @@ def on_board(
     program = network_program(model, bits, in_shape, dataclasses.replace(spec, zero_skip="off"), 1, input_bits)
     rate = board.clock_mhz * 1e6 / estimate(program).cycles
     yield Measurement(f"{label}: {model} W{bits}/A{bits} at {board.clock_mhz:g} MHz", rate, "images/s")
-    products = spec.rows * spec.columns * spec.lanes
-    yield Measurement(f"{label}: peak at {board.clock_mhz:g} MHz", products * board.clock_mhz / 1e3, "Gop/s")
+    yield _peak(f"{label}: peak at {board.clock_mhz:g} MHz", spec, board.clock_mhz)
+
+
+def _peak(name: str, spec: ArraySpec, clock_mhz: float) -> Measurement:
+    return Measurement(name, spec.rows * spec.columns * spec.lanes * clock_mhz / 1e3, "Gop/s")
 
 
 def _resources(label: str, used: Mapping[str, int], available: Mapping[str, int]) -> Iterator[Measurement]:

@@ -142,9 +142,9 @@ class TrainConfig(_Section):
         Passes of the training images; with stochastic quantization, of each stage.
     schedule
         Learning rate over time: ``cosine`` falls to zero at the end, ``step`` is multiplied by ``step_factor`` after
-        every ``step_epochs``, ``milestones`` is multiplied by ``decay`` at each of ``milestones``, ``constant`` stays.
+        every ``step_epochs``, ``milestones`` at each of ``milestones``, ``constant`` stays.
     milestones
-        Numbers of complete epochs, rising and below ``epochs``, after which ``decay`` applies once more; with
+        Numbers of complete epochs, rising and below ``epochs``, after which ``step_factor`` applies once more; with
         stochastic quantization, in each stage. Required by this schedule, refused with others.
     momentum
         Of ``sgd``.
@@ -169,7 +169,6 @@ class TrainConfig(_Section):
     step_epochs: Count = 10
     step_factor: Ratio = 0.1
     milestones: Annotated[list[Count], Field(description="a list of epochs, rising")] = []
-    decay: Ratio = 0.1
     seed: Annotated[int, Field(ge=0, lt=2**32, description="an integer from 0 to 2^32 - 1")] = 0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description='"auto", "cpu" or "cuda"')] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024, description="an integer from 1 to 1024")] | None = None

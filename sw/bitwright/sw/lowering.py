@@ -90,7 +90,7 @@ def _by_name(shapes: Sequence[LayerShape], numbers: Sequence[Ints | None]) -> di
 
 
 def layer_shapes(model: nn.Module, in_shape: Shape) -> list[LayerShape]:
-    """Geometry and precision of a quantized network's layers: what :func:`bitwright.hw.plan.plan` takes.
+    """Geometry and precision of a quantized network's layers: what :func:`bitwright.hw.planner.plan` takes.
 
     Raises
     ------

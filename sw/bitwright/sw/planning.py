@@ -10,14 +10,15 @@ from dataclasses import replace
 
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec
-from bitwright.hw.plan import Plan, plan
+from bitwright.hw.plan import Plan
+from bitwright.hw.planner import plan
 from bitwright.hw.shapes import LayerShape
 
 
 def plan_weights(
     shapes: Sequence[LayerShape], spec: ArraySpec, *, input_bits: int, batch: int = 1, image_bits: int | None = None
 ) -> Plan:
-    """Plan a network as :func:`bitwright.hw.plan.plan` does, with the codebooks that are worth it.
+    """Plan a network as :func:`bitwright.hw.planner.plan` does, with the codebooks that are worth it.
 
     Parameters
     ----------

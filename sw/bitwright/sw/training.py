@@ -290,7 +290,7 @@ def learning_rate(settings: TrainConfig, step: int, steps: int) -> float:
     if settings.schedule == "step":
         return settings.learning_rate * settings.step_factor ** (step // steps // settings.step_epochs)
     if settings.schedule == "milestones":
-        return settings.learning_rate * settings.decay ** bisect_right(settings.milestones, step // steps)
+        return settings.learning_rate * settings.step_factor ** bisect_right(settings.milestones, step // steps)
     return settings.learning_rate
 
 

@@ -293,8 +293,21 @@ class Descriptor:
         return (self.weight_base + np.add.outer(np.arange(self.row_tiles) * self.weight_tile_stride, tile)).reshape(-1)
 
     def drain_steps(self, spec: ArraySpec) -> int:
-        """Cycles that the drain spends on one column of a row tile."""
-        return spec.rows if self.raw else spec.derived.drain_steps(self.output_planes)
+        """Cycles in which the drain works on one column of a row tile: raw results, or steps of a comparator."""
+        return spec.rows if self.raw else spec.derived.search_steps(self.output_planes)
+
+    def drain_offset(self, column: int, spec: ArraySpec) -> int:
+        """Cycles from the first column of a row tile to this one in the drain; ``column`` may be an array.
+
+        For the number of columns rounded up to whole turns of a comparator, the cycles that the tile takes.
+        """
+        turns = 1 if self.raw else spec.derived.turns
+        return column // turns * turns * self.drain_steps(spec) + column % turns
+
+    def drain_cycles(self, columns: int, spec: ArraySpec) -> int:
+        """Cycles that a row tile with so many valid columns takes to drain, before the next one can follow."""
+        turns = spec.derived.turns
+        return self.drain_offset(columns if self.raw else -(-columns // turns) * turns, spec)
 
     def check(self, spec: ArraySpec) -> None:
         """Raise :class:`BitwrightError` naming the first field that this array does not accept."""

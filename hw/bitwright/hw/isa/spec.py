@@ -12,7 +12,7 @@ from typing import Any
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa.constants import BANK, BUS_WIDTH, CODEBOOK_BITS_MAX, GRANULE, ZeroSkip
 from bitwright.hw.isa.registers import MemoryWindow, Region, Register
-from bitwright.hw.isa.timing import ISSUE_TO_LOAD
+from bitwright.hw.isa.timing import ISSUE_TO_LOAD, RAW_TO_WRITE
 
 
 def _power_of_two(value: int) -> bool:
@@ -71,6 +71,9 @@ class ArraySpec:
     zero_skip
         ``off``; ``gate`` reads no word that is zero, and no weights for words that are zero in all columns; ``skip``
         also spends no cycle on those.
+    pipelined
+        Whether there are registers on long ways, such as behind the threshold memories, where two columns then take
+        turns in a comparator: a faster clock in large parts, for flip-flops and a few cycles of each layer.
     """
 
     rows: int = 8
@@ -96,6 +99,7 @@ class ArraySpec:
     row_tiles_max: int = 64
     counter_width: int = 32
     zero_skip: ZeroSkip = "off"
+    pipelined: bool = False
 
     def __post_init__(self) -> None:
         limits = {
@@ -127,7 +131,7 @@ class ArraySpec:
                 raise BitwrightError(
                     f"Array parameter {name} is {value}, expected a power of two such as {1 << value.bit_length()}."
                 )
-        for name in ("residual", "prefetch", "weight_stream"):
+        for name in ("residual", "prefetch", "weight_stream", "pipelined"):
             if not isinstance(getattr(self, name), bool):
                 raise BitwrightError(f"Array parameter {name} is {getattr(self, name)!r}, expected true or false.")
         if self.rows % GRANULE:
@@ -136,6 +140,11 @@ class ArraySpec:
             raise BitwrightError(
                 f"Array has {self.columns} columns and {self.columns_per_copy} columns_per_copy, "
                 "expected a divisor of the columns."
+            )
+        if self.pipelined and self.columns % 2:
+            raise BitwrightError(
+                f"Array has {self.columns} columns and is pipelined, expected an even number of columns: "
+                "two take turns in a comparator."
             )
         if self.coefficient_bits == 1:
             raise BitwrightError("Array parameter coefficient_bits is 1, expected 0 (no multiplier) or 2 to 16.")
@@ -224,6 +233,7 @@ PRESETS: dict[str, ArraySpec] = {
         lanes=64,
         columns_per_copy=4,
         accumulator_width=24,
+        pipelined=True,
         activation_depth=4096,
         window_depth=256,
         weight_depth=2048,
@@ -240,6 +250,7 @@ PRESETS: dict[str, ArraySpec] = {
         columns_per_copy=4,
         accumulator_width=28,
         drain_planes=4,
+        pipelined=True,
         activation_depth=16384,
         window_depth=512,
         weight_depth=8192,
@@ -383,8 +394,18 @@ class Derived:
         """Cycles from the issue of a tile's last operation to the load of its sums into the drain."""
         return ISSUE_TO_LOAD + self.multiply_stages
 
-    def drain_steps(self, output_planes: int) -> int:
-        """Cycles that the drain spends on one column of a row tile."""
+    @property
+    def turns(self) -> int:
+        """Columns that take turns in a comparator of the drain."""
+        return 2 if self.spec.pipelined else 1
+
+    @property
+    def raw_to_write(self) -> int:
+        """Cycles from the step of a raw result in the drain to its write."""
+        return RAW_TO_WRITE + self.turns - 1
+
+    def search_steps(self, output_planes: int) -> int:
+        """Bits of a column's codes that each comparator decides."""
         return -(-output_planes // self.spec.drain_planes)
 
     @property
