@@ -456,7 +456,7 @@ def word_list(scene: Scene, group: list[int], plane: int) -> list[tuple[int, int
 def told_lengths(lists: list[list[tuple[int, int]]], spec: ArraySpec) -> list[int]:
     """Lengths of the lists of planes, as the loader tells them."""
     layout = length_layout(spec)
-    return [layout.const(told).as_value().value for told in control.told([*map(len, lists)])]
+    return [layout.const({**told}).as_value().value for told in control.told([*map(len, lists)])]
 
 
 @given(rng=st.randoms(use_true_random=True))

@@ -109,7 +109,7 @@ class TileIssuer(wiring.Component):
                 "skipped": In(skipped_width(spec)),
                 "first": In(schedule_layout(spec)),
                 "take": Out(1),
-                "buffer": Out(1, init=1),
+                "buffer": Out(1, init=1),  # pyright: ignore[reportCallIssue]  # not in the stubs
                 "group": In(group_layout(spec)),
                 "release": Out(1),
                 "entry_buffer": Out(1),
