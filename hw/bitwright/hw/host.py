@@ -171,7 +171,11 @@ class HostPort(wiring.Component):
         region, chunk, word_address = self._decode(address)
         closed, dropped = Signal(), Signal()
         m.d.comb += closed.eq(self.busy | self.start)
-        m.d.sync += dropped.eq(self.bus.write & closed & (self._decode(self.bus.address)[0] != Region.REGISTERS))
+        requested = self._decode(self.bus.address)[0]
+        m.d.sync += [
+            dropped.eq(self.bus.write & closed & (requested != Region.REGISTERS)),
+            self.read_activation.eq(self.bus.read & ~self.busy & (requested == Region.ACTIVATIONS)),
+        ]
         self._writes(m, value, closed)
 
         # Control, status and counters.
@@ -222,7 +226,6 @@ class HostPort(wiring.Component):
 
         # Reads: one cycle for the memories, one for the choice.
         m.d.comb += [
-            self.read_activation.eq(read & ~self.busy & (region == Region.ACTIVATIONS)),
             self.activation_address.eq(word_address),
             self.result_address.eq(address),
         ]

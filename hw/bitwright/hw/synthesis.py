@@ -305,7 +305,10 @@ def place_and_route(netlist: Netlist, part: Part, frequency: float, constraints:
     arguments = ["--freq", f"{frequency:g}", "--timing-allow-fail", *_constraints(netlist, constraints)]
     if part.family == "ecp5":
         # Of nextpnr's two routers the second one takes minutes for a large design, the first one an hour.
-        arguments += ["--router", "router2"]
+        # Where it leaves a detour that breaks the clock's period, the way is torn up and routed again: that comes to an
+        # end only if the clock can be reached, for which placement weighs timing more than it does by itself.
+        arguments += ["--router", "router2", "--tmg-ripup"]
+        arguments += ["--placer-heap-timingweight", "30", "--placer-heap-critexp", "4"]
     if constraints:
         output = "--asc" if part.family == "ice40" else "--textcfg"
         arguments += [output, _configuration(netlist, frequency, constraints)]
