@@ -291,7 +291,8 @@ def place_and_route(netlist: Netlist, part: Part, frequency: float, constraints:
     part
         FPGA.
     frequency
-        Clock frequency to work for, MHz. A lower result is no error.
+        Clock frequency to work for, MHz. A lower result is no error; but if it is out of reach, everything counts as
+        critical, and the result is worse than for one that can be reached.
     constraints
         Pins and clocks, as nextpnr reads them; pins without one are put anywhere. With constraints there is also a
         configuration, of which :func:`bitstream` is made.
@@ -305,9 +306,8 @@ def place_and_route(netlist: Netlist, part: Part, frequency: float, constraints:
     arguments = ["--freq", f"{frequency:g}", "--timing-allow-fail", *_constraints(netlist, constraints)]
     if part.family == "ecp5":
         # Of nextpnr's two routers the second one takes minutes for a large design, the first one an hour.
-        # Where it leaves a detour that breaks the clock's period, the way is torn up and routed again: that comes to an
-        # end only if the clock can be reached, for which placement weighs timing more than it does by itself.
-        arguments += ["--router", "router2", "--tmg-ripup"]
+        arguments += ["--router", "router2"]
+        # By itself, placement weighs timing too little for a large design.
         arguments += ["--placer-heap-timingweight", "30", "--placer-heap-critexp", "4"]
     if constraints:
         output = "--asc" if part.family == "ice40" else "--textcfg"
