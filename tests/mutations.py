@@ -206,17 +206,13 @@ MUTATIONS = (
     Mutation("coefficients of tile 0", "issuer.py", "coefficient_address + layer.passes", "coefficient_address"),
     Mutation("list of the first plane", "issuer.py", "Mux(first_word, entry.base, list_address)", "list_address"),
     # Draining.
-    Mutation("threshold > instead of >=", "drain.py", "threshold + complement", "threshold + complement + 1"),
+    Mutation("threshold > instead of >=", "drain.py", "complement + threshold", "complement + threshold + 1"),
     Mutation("negative gain ignored", "drain.py", " ^ (flags & THRESHOLD_NEGATE).any()", ""),
     Mutation(
         "column sum not doubled", "drain.py", "Mux(offset, self.sums[row] << 1, self.sums[row])", "self.sums[row]"
     ),
-    Mutation(
-        "search takes the wrong child",
-        "drain.py",
-        "Mux(node[0], pairs[number][1]",
-        "Mux(~node[0], pairs[number][1]",
-    ),
+    Mutation("search takes the wrong child", "drain.py", "Mux(node[0], right, left)", "Mux(~node[0], right, left)"),
+    Mutation("sign of the other child", "drain.py", "right[-1], left[-1]", "left[-1], right[-1]"),
     Mutation("a level twice", "drain.py", "take, incoming = last, after", "take, incoming = last, left"),
     Mutation(
         "stages share a value",
