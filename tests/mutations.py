@@ -208,15 +208,11 @@ MUTATIONS = (
     Mutation("coefficients of tile 0", "issuer.py", "coefficient_address + layer.passes", "coefficient_address"),
     Mutation("list of the first plane", "issuer.py", "Mux(first_word, entry.base, list_address)", "list_address"),
     # Draining.
-    Mutation("threshold > instead of >=", "drain.py", "threshold + complement", "threshold + complement + 1"),
+    Mutation("threshold > instead of >=", "drain.py", "complement + threshold", "complement + threshold + 1"),
     Mutation("negative gain ignored", "drain.py", " ^ (flags & THRESHOLD_NEGATE).any()", ""),
     Mutation("column sum not doubled", "drain.py", "Mux(offset, total << 1, total)", "total"),
-    Mutation(
-        "search takes the wrong child",
-        "drain.py",
-        "Mux(node[0], pairs[number][1]",
-        "Mux(~node[0], pairs[number][1]",
-    ),
+    Mutation("search takes the wrong child", "drain.py", "Mux(node[0], right, left)", "Mux(~node[0], right, left)"),
+    Mutation("sign of the other child", "drain.py", "right[-1], left[-1]", "left[-1], right[-1]"),
     Mutation("a level twice", "drain.py", "take, incoming = last, after", "take, incoming = last, left"),
     Mutation(
         "stages share a value",
@@ -224,6 +220,9 @@ MUTATIONS = (
         "if number > 0:\n                held",
         "if number > 1:\n                held",
     ),
+    Mutation("turns of a comparator's columns", "drain.py", "following = other\n", "pass\n"),
+    Mutation("thresholds of the other column", "drain.py", "pairs = arrived\n", "pass\n"),
+    Mutation("planes of the other column", "drain.py", "left = other\n", "pass\n"),
     Mutation("pool min and max swapped", "drain.py", "~smaller, smaller)", "smaller, ~smaller)"),
     Mutation(
         "carried pool not read",

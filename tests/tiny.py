@@ -73,9 +73,10 @@ def batches(zero_skip: ZeroSkip) -> Case:
 
 
 def drained(zero_skip: ZeroSkip) -> Case:
-    """Row tiles that take longer to drain than to compute."""
+    """Row tiles that take longer to drain than to compute, two columns in turn in a comparator."""
     layers = [conv(9, 1, weight_bits=1, output_planes=4), conv(9, 1, weight_bits=1, output_planes=1), linear(9)]
-    return _case(spec(4, 4, zero_skip=zero_skip), layers, in_shape=(1, 3, 3), input_bits=1)
+    array = spec(4, 4, pipelined=True, zero_skip=zero_skip)
+    return _case(array, layers, in_shape=(1, 3, 3), input_bits=1)
 
 
 def wide(zero_skip: ZeroSkip) -> Case:

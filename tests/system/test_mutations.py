@@ -18,7 +18,7 @@ def run_tiny_programs(hardware: Path) -> subprocess.CompletedProcess[str]:
     paths = [hardware, ROOT / "sim", ROOT / "tests"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     script = ROOT / "tests" / "mutations.py"
-    return subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.slow

@@ -236,13 +236,15 @@ class ThresholdUnit(wiring.Component):
                 complement, flags = held, held_flags
             node = Signal(width, name=f"node_{number}")  # that is compared with
             after = Signal(width, name=f"after_{number}")
-            threshold = Signal(signed(spec.accumulator_width), name=f"chosen_{number}")
-            # value >= threshold is threshold + ~value < 0: a sum takes no inverters between memory and carry chain.
+            # value >= threshold is ~value + threshold < 0: a sum takes no inverters between memory and carry chain.
+            # The threshold's sign is chosen once more, which makes it the wider operand. Yosys makes the carries of a
+            # 7-series FPGA of the other one, so that the LUT that adds a bit also chooses it.
+            left, right = pairs[number]
+            threshold = Cat(Mux(node[0], right, left), Mux(node[0], right[-1], left[-1])).as_signed()
             below = Signal(signed(spec.accumulator_width + 1), name=f"below_{number}")
             reached = Signal(name=f"reached_{number}")
             m.d.comb += [
-                threshold.eq(Mux(node[0], pairs[number][1], pairs[number][0])),
-                below.eq(threshold + complement),
+                below.eq(complement + threshold),
                 reached.eq(below[-1] ^ (flags & THRESHOLD_NEGATE).any()),
                 after.eq(Mux(stage.decide, Cat(reached, node), node)),
                 # The children of the node: of this comparator's, or of the one that it takes over. The base is a

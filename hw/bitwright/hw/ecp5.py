@@ -37,11 +37,6 @@ def _start(first: Value, second: Value) -> _Half:
     return _Half(lambda a, b, c, d: a & b & (1 - c), (first, second, _ONE, _ONE))
 
 
-def _start_inverted(bit: Value, invert: Value) -> _Half:
-    """Start a chain with a bit as its carry, or with the bit's inverse."""
-    return _Half(lambda a, b, c, d: (a ^ b) & (1 - c), (bit, invert, _ONE, _ONE))
-
-
 def _two_products(first: Product, second: Product) -> _Half:
     """Add two products of two bits."""
     return _Half(lambda a, b, c, d: (a & b) ^ (c & d), (*first, *second))
@@ -52,16 +47,16 @@ def _product_of_four(first: Product, second: Product) -> _Half:
     return _Half(lambda a, b, c, d: a & b & c & d, (*first, *second))
 
 
-def _sum(first: Value, second: Value, invert: Value = _ZERO) -> _Half:
-    """Add two bits, or their inverses: these let the same carries through, and make the opposite ones."""
-    return _Half(lambda a, b, c, d: a ^ c if d else a ^ b, (first, invert, second, _ONE))
+def _sum(first: Value, second: Value) -> _Half:
+    """Add two bits."""
+    return _Half(lambda a, b, c, d: a ^ c if d else a, (first, _ZERO, second, _ONE))
 
 
 _END = _Half(lambda a, b, c, d: 0, (_ZERO, _ZERO, _ZERO, _ZERO))
 """Bring the carry out."""
 
 
-def count_products(m: Module, first: Value, second: Value, negate: Value, name: str) -> Value:
+def count_products(m: Module, first: Value, second: Value, name: str) -> Value:
     """Count the lanes in which both words have a set bit.
 
     A tree of adders: each takes two counts, and another lane as its carry.
@@ -72,15 +67,13 @@ def count_products(m: Module, first: Value, second: Value, negate: Value, name: 
         Module to which the primitives are added.
     first, second
         Words of equal width.
-    negate
-        Whether to invert the count.
     name
         Prefix of signals and instances.
 
     Returns
     -------
     Value
-        As wide as the count needs, every bit inverted if ``negate``.
+        Unsigned, as wide as the count needs.
     """
     chains = _Chains(m, name)
 
@@ -98,13 +91,7 @@ def count_products(m: Module, first: Value, second: Value, negate: Value, name: 
         *others, last = products
         return chains.make(_adder(_start(*last), *parts(others), len(products).bit_length()))[0]
 
-    products = [(first[lane], second[lane]) for lane in range(len(first))]
-    if len(products) <= 4:
-        total = build(products)
-        return total ^ negate.replicate(len(total))
-    *others, last = products
-    start = _start_inverted(last[0] & last[1], negate)
-    return chains.make(_adder(start, *parts(others), len(products).bit_length(), negate))[0]
+    return build([(first[lane], second[lane]) for lane in range(len(first))])
 
 
 def accumulate(m: Module, kept: Value, added: Value, carry: Value, name: str) -> Value:
@@ -136,18 +123,15 @@ def _leaf(products: Sequence[Product]) -> list[_Half]:
     return [_start(*d), _two_products(c, (half, _ONE)), _product_of_four(a, b), _END]
 
 
-def _adder(start: _Half, first: Value, second: Value, width: int, invert: Value = _ZERO) -> list[_Half]:
-    """Add two numbers and the carry of a start, modulo ``2**width``; invert the sum if ``invert``.
-
-    The inverse of a sum is the sum of the inverses and 1: with ``invert`` the carry has to be inverted, too.
-    """
+def _adder(start: _Half, first: Value, second: Value, width: int) -> list[_Half]:
+    """Add two numbers and the carry of a start, modulo ``2**width``."""
     halves = [start]
     for bit in range(width):
         if bit >= max(len(first), len(second)):
             halves.append(_END)
             break
         a, b = (value[bit] if bit < len(value) else _ZERO for value in (first, second))
-        halves.append(_sum(a, b, invert))
+        halves.append(_sum(a, b))
     return halves
 
 

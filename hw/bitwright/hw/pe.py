@@ -196,7 +196,7 @@ def _count(
     for start in range(0, len(first), size):
         part = slice(start, start + size)
         factor = None if second is None else second[part]
-        counted = count_products(m, first[part], factor, Const(0), fabric, f"count_{start}")
+        counted = count_products(m, first[part], factor, fabric, f"count_{start}")
         term = Signal(len(counted), name=f"part_{start}", reset_less=True)
         m.d.sync += term.eq(counted)
         terms.append(term)

@@ -75,7 +75,7 @@ def popcount(m: Module, word: Value, name: str = "popcount") -> Value:
 
 
 def count_products(
-    m: Module, first: Value, second: Value | None, negate: Value, fabric: Fabric = "portable", name: str = "count"
+    m: Module, first: Value, second: Value | None, fabric: Fabric = "portable", name: str = "count"
 ) -> Value:
     """Count the lanes in which both words have a set bit.
 
@@ -85,8 +85,6 @@ def count_products(
         Module to which intermediate signals are added.
     first, second
         Words of equal width; without a second word the set bits of the first are counted.
-    negate
-        Whether to invert the count.
     fabric
         Form of the counter.
     name
@@ -95,17 +93,15 @@ def count_products(
     Returns
     -------
     Value
-        As wide as the count needs, every bit inverted if ``negate``.
+        Unsigned, as wide as the count needs.
     """
     if fabric == "xilinx7":
-        return series7.count_products(m, first, second, negate, name)
+        return series7.count_products(m, first, second, name)
     if fabric == "ecp5":
-        return ecp5.count_products(m, first, first if second is None else second, negate, name)
+        return ecp5.count_products(m, first, first if second is None else second, name)
     if fabric == "portable":
-        total = popcount(m, first if second is None else first & second, name)
-    else:
-        total = _carry_tree(m, first, first if second is None else second, name)
-    return total ^ negate.replicate(len(total))
+        return popcount(m, first if second is None else first & second, name)
+    return _carry_tree(m, first, first if second is None else second, name)
 
 
 def _carry_tree(m: Module, first: Value, second: Value, name: str) -> Value:

@@ -24,7 +24,7 @@ PAIRS_IN_CHAIN = 8
 _CARRY_BITS = 4  # of a CARRY4
 
 
-def count_products(m: Module, first: Value, second: Value | None, negate: Value, name: str) -> Value:
+def count_products(m: Module, first: Value, second: Value | None, name: str) -> Value:
     """Count the lanes in which both words have a set bit.
 
     Parameters
@@ -33,15 +33,13 @@ def count_products(m: Module, first: Value, second: Value | None, negate: Value,
         Module to which the primitives are added.
     first, second
         Words of equal width; without a second word the set bits of the first are counted.
-    negate
-        Whether to invert the count.
     name
         Prefix of signals and instances.
 
     Returns
     -------
     Value
-        As wide as the count needs, every bit inverted if ``negate``.
+        Unsigned, as wide as the count needs.
     """
     lanes = len(first)
     parts = _Primitives(m, name)
@@ -77,7 +75,7 @@ def count_products(m: Module, first: Value, second: Value | None, negate: Value,
             outputs = parts.full_adder(values) if size == 3 else parts.six_counter(values)
             for step, dot in enumerate(outputs):
                 add(weight + step, time + step * (size == 6) / 4, dot)
-    return parts.adder([[dot for _, _, dot in column] for column in dots], negate)
+    return parts.adder([[dot for _, _, dot in column] for column in dots])
 
 
 def accumulate(m: Module, total: Value, clear: Value, double: Value, added: Value, carry: Value, name: str) -> Value:
@@ -144,19 +142,15 @@ class _Primitives:
         one, two = self.lut(five, lambda bits: sum(bits) >> 1 == 1, lambda bits: sum(bits) >> 1 == 2)
         return tuple(self.carry_chain(Cat(parity, one, 0), Cat(0, two, 0), sixth))
 
-    def adder(self, columns: Sequence[Sequence[Value]], negate: Value) -> Value:
-        """Sum of up to two dots of each weight, inverted if ``negate``.
-
-        The inverse of a sum is the sum of the inverses and 1: the propagating bit stays, the generating one is
-        inverted, and the chain begins with a carry.
-        """
+    def adder(self, columns: Sequence[Sequence[Value]]) -> Value:
+        """Sum of up to two dots of each weight."""
         propagate, generate = [], []
         for column in columns:
             a, b = [*column, Const(0, 1), Const(0, 1)][:2]
-            half, carry = self.lut([a, b, negate], lambda bits: bits[0] ^ bits[1], lambda bits: bits[0] ^ bits[2])
+            half, carry = self.lut([a, b], lambda bits: bits[0] ^ bits[1], lambda bits: bits[0])
             propagate.append(half)
             generate.append(carry)
-        return self.carry_chain(Cat(*propagate), Cat(*generate), negate)
+        return self.carry_chain(Cat(*propagate), Cat(*generate), Const(0, 1))
 
     def lut(
         self, inputs: Sequence[Value], upper: Callable[[list[int]], int], lower: Callable[[list[int]], int]

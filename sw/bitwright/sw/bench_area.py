@@ -71,7 +71,7 @@ class ProductCounter(wiring.Component):
         m = Module()
         first, second = Signal.like(self.first), Signal.like(self.second)
         m.d.sync += [first.eq(self.first), second.eq(self.second)]
-        m.d.sync += self.count.eq(count_products(m, first, second, Const(0), self.fabric))
+        m.d.sync += self.count.eq(count_products(m, first, second, self.fabric))
         return m
 
 
