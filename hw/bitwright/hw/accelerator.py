@@ -371,8 +371,9 @@ class Accelerator(wiring.Component):
     ) -> None:
         """Weight memories: written by the host between runs, or from the stream during them."""
         spec = self.spec
-        write_address, write_word = host.write_address, host.write_word
-        write_row, write = host.write_row, host.write_weight
+        write_address, write_word, write_row, write = (
+            Value.cast(signal) for signal in (host.write_address, host.write_word, host.write_row, host.write_weight)
+        )
         if spec.weight_stream:
             streamer = CodebookStreamer(spec) if spec.codebook_bits else WeightStreamer(spec)
             m.submodules.streamer = ResetInserter(host.clear)(streamer)
@@ -382,15 +383,20 @@ class Accelerator(wiring.Component):
                 streamer.layer.eq(sequencer.stream_layer),
                 sequencer.stream_done.eq(streamer.done),
             ]
-            chosen_address, chosen_word = Signal.like(write_address), Signal.like(write_word)
-            chosen_row, chosen = Signal.like(write_row), Signal()
+            write_address = Mux(host.busy, streamer.write_address, write_address)
+            write_word = Mux(host.busy, streamer.write_word, write_word)
+            write_row = Mux(host.busy, streamer.write_row, write_row)
+            write = write | streamer.write
+        if spec.weight_stream or spec.pipelined:  # the memories are all over the chip
+            late_address, late_word = Signal(len(write_address)), Signal(spec.lanes)
+            late_row, late_write = Signal(len(write_row)), Signal()
             m.d.sync += [
-                chosen_address.eq(Mux(host.busy, streamer.write_address, write_address)),
-                chosen_word.eq(Mux(host.busy, streamer.write_word, write_word)),
-                chosen_row.eq(Mux(host.busy, streamer.write_row, write_row)),
-                chosen.eq(write | streamer.write),
+                late_address.eq(write_address),
+                late_word.eq(write_word),
+                late_row.eq(write_row),
+                late_write.eq(write),
             ]
-            write_address, write_word, write_row, write = chosen_address, chosen_word, chosen_row, chosen
+            write_address, write_word, write_row, write = late_address, late_word, late_row, late_write
         for row in range(spec.rows):
             m.submodules[f"weights_{row}"] = weights = memory.Memory(shape=spec.lanes, depth=spec.weight_depth, init=[])
             weight_read, weight_write = weights.read_port(), weights.write_port()
