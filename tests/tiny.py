@@ -60,9 +60,13 @@ def offsets(zero_skip: ZeroSkip) -> Case:
 
 
 def overlapping(zero_skip: ZeroSkip) -> Case:
-    """Overlapping pooling windows of nine pixels, over several groups; more channels than a word has lanes."""
+    """Overlapping pooling windows of nine pixels, over several groups; more channels than a word has lanes.
+
+    Two columns take turns in a comparator.
+    """
+    array = spec(8, 4, columns_per_copy=2, pipelined=True, zero_skip=zero_skip)
     layers = [conv(35, 1, pool=3, pool_stride=2, weight_bits=1), conv(2, 2), linear(3)]
-    return _case(spec(8, 4, columns_per_copy=2, zero_skip=zero_skip), layers, in_shape=(1, 5, 5), input_bits=2)
+    return _case(array, layers, in_shape=(1, 5, 5), input_bits=2)
 
 
 def batches(zero_skip: ZeroSkip) -> Case:
@@ -73,10 +77,9 @@ def batches(zero_skip: ZeroSkip) -> Case:
 
 
 def drained(zero_skip: ZeroSkip) -> Case:
-    """Row tiles that take longer to drain than to compute, two columns in turn in a comparator."""
+    """Row tiles that take longer to drain than to compute."""
     layers = [conv(9, 1, weight_bits=1, output_planes=4), conv(9, 1, weight_bits=1, output_planes=1), linear(9)]
-    array = spec(4, 4, pipelined=True, zero_skip=zero_skip)
-    return _case(array, layers, in_shape=(1, 3, 3), input_bits=1)
+    return _case(spec(4, 4, zero_skip=zero_skip), layers, in_shape=(1, 3, 3), input_bits=1)
 
 
 def wide(zero_skip: ZeroSkip) -> Case:
