@@ -48,6 +48,7 @@ def leaves(found: Trace) -> dict[str, list[Slice]]:
         ("sparse", "skip", True),
         ("residual", "gate", True),
         ("drained", "off", False),
+        ("overlapping", "skip", True),
         ("streamed", "skip", True),
         ("streamed", "gate", False),
         ("coded", "skip", True),

@@ -418,13 +418,29 @@ class _Part:
             name = _group_name(groups)
             starts = self.tile_last[list(groups)] + delay
             if self.detail == "groups":
-                start, end = int(starts[0, 0]), int(starts[-1, -1]) + layer.drain_cycles(valid[groups[-1]], spec)
-                spent = sum(layer.drain_cycles(valid[group], spec) * layer.row_tiles for group in groups)
+                last = int(starts[-1, -1])
+                start, end = int(starts[0, 0]), max(last + at + length for at, length in self._turns(valid[groups[-1]]))
+                spent = sum(valid[group] * steps * layer.row_tiles for group in groups)
                 yield Slice("drain", what, start, end - start, {"groups": name, "cycles": spent})
                 continue
             for tile, start in enumerate(starts[0].tolist()):
                 values = {"group": groups[0], "tile": tile, "columns": valid[groups[0]], "cycles of a column": steps}
-                yield Slice("drain", what, start, layer.drain_cycles(valid[groups[0]], spec), values)
+                for at, length in self._turns(valid[groups[0]]):
+                    yield Slice("drain", what, start + at, length, values)
+
+    def _turns(self, columns: int) -> list[tuple[int, int]]:
+        """When the drain works on a row tile of so many columns, from its first cycle on: starts and lengths.
+
+        A last column that shares a comparator with no other works in its own turns only.
+        """
+        layer, spec = self.layer, self.spec
+        turns = 1 if layer.raw else spec.derived.turns
+        together = columns - columns % turns
+        found = [(0, layer.drain_cycles(together, spec))] if together else []
+        if columns > together:
+            start = layer.drain_offset(together, spec)
+            found += [(start + step * turns, 1) for step in range(layer.drain_steps(spec))]
+        return found
 
     def _writes(self) -> Iterator[Slice]:
         layer = self.layer
