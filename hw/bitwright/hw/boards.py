@@ -220,8 +220,9 @@ class Board:
 
     def top(self, spec: ArraySpec, fabric: Fabric) -> BoardTop:
         """All of the board's FPGA."""
-        machine = self.machine(spec, fabric)  # first: it checks the clock that the PLL is asked for
-        return BoardTop(machine, self.pll(self.oscillator_mhz, self.clock_mhz))
+        self._check_clock()
+        clock = self.pll(self.oscillator_mhz, self.clock_mhz)  # first: it may refuse the frequency
+        return BoardTop(self.machine(spec, fabric), clock)
 
 
 def _icebreaker() -> Any:
