@@ -92,11 +92,12 @@ MUTATIONS = (
     Mutation("half filled before it is free", "fetch.py", "~occupied.as_value().all() | self.release", "1"),
     Mutation("drain cycles of all groups", "fetch.py", "drain_cycles.eq(0)", "drain_cycles.eq(drain_cycles)"),
     # Word lists.
-    Mutation("zero words listed", "fetch.py", "active.any() if skip else Const(1)", "Const(1)"),
+    Mutation("zero words listed", "fetch.py", "active.any() | (self", "Const(1) | (self"),
+    Mutation("words of dense layers skipped", "fetch.py", "(self.layer.flags & FLAG_DENSE).any() if", "0 if"),
     Mutation(
         "zero found in one bank", "fetch.py", "self.nonzero.eq(bank_nonzero.any())", "self.nonzero.eq(bank_nonzero[0])"
     ),
-    Mutation("last word of a list lost", "fetch.py", ".eq(Cat(listed, ", ".eq(Cat(length, "),
+    Mutation("last word of a list lost", "fetch.py", "[plane].eq(listed)", "[plane].eq(length)"),
     Mutation("lists not at their planes", "fetch.py", "address.eq(next_word)", "address.eq(address + lists)"),
     Mutation("words of a plane not numbered anew", "fetch.py", "plane_word.eq(0)", "plane_word.eq(plane_word)"),
     Mutation("activity of another turn", "fetch.py", "turns.insert(0, earlier)", "turns.append(earlier)"),
@@ -127,7 +128,10 @@ MUTATIONS = (
     Mutation("doublings twice", "schedule.py", "[started.eq(1), doubles.eq(0)]", "started.eq(1)"),
     Mutation("doublings of nothing", "schedule.py", "m.Elif(started)", "m.Else()"),
     Mutation("doublings of the last passes lost", "schedule.py", "(doubles != 0) | ~started", "~started"),
-    Mutation("list begun before the last is taken", "schedule.py", "~self.complete & (", "("),
+    Mutation("list begun before the last is taken", "schedule.py", "~self.complete & loaded", "loaded"),
+    Mutation("dense passes wait for planes", "schedule.py", "self.group_ready | dense", "self.group_ready"),
+    Mutation("dense passes listed anew", "schedule.py", "self.take & ~dense if skip", "self.take if skip"),
+    Mutation("lists of dense layers in halves", "schedule.py", "self.entry_buffer & ~dense", "self.entry_buffer"),
     Mutation("pass ahead of its plane", "schedule.py", "self.loaded_planes > entry", "self.loaded_planes >= entry"),
     Mutation(
         "plane of the residual", "schedule.py", "plane >= layer.activation_planes", "plane > layer.activation_planes"

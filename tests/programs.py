@@ -1,12 +1,14 @@
 """Tiny Programs with random numbers, for tests: any encoding, shape and precision, without torch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bitwright.hw.isa import (
+    FLAG_DENSE,
     THRESHOLD_NEGATE,
     THRESHOLD_POOL_MIN,
     ArraySpec,
@@ -15,6 +17,7 @@ from bitwright.hw.isa import (
     has_offset,
     pass_coefficients,
 )
+from bitwright.hw.plan import Plan
 from bitwright.hw.planner import plan
 from bitwright.hw.program import Program
 from bitwright.hw.shapes import LayerShape, ResidualShape
@@ -59,6 +62,17 @@ def shapes(in_shape: tuple[int, int, int], layers: Sequence[dict[str, Any]]) -> 
     return chain
 
 
+def with_dense(planned: Plan, dense: int) -> Plan:
+    """The plan with ``FLAG_DENSE`` in part ``n`` if bit ``n`` is set, whatever pays; in an array that skips."""
+    if planned.spec.zero_skip != "skip":
+        return planned
+    descriptors = [
+        replace(layer, fields=layer.fields | {"flags": layer.flags & ~FLAG_DENSE | FLAG_DENSE * (dense >> number & 1)})
+        for number, layer in enumerate(planned.descriptors)
+    ]
+    return replace(planned, descriptors=tuple(descriptors))
+
+
 def random_program(
     rng: np.random.Generator,
     spec: ArraySpec,
@@ -67,6 +81,7 @@ def random_program(
     in_shape: tuple[int, int, int] = (3, 6, 6),
     input_bits: int = 8,
     batch: int = 1,
+    dense: int = 0,
 ) -> Program:
     """Program of random weights and thresholds; the thresholds lie where random inputs make all codes likely.
 
@@ -85,8 +100,10 @@ def random_program(
         Planes of the image codes.
     batch
         Images of one run.
+    dense
+        As :func:`with_dense` takes it.
     """
-    planned = plan(shapes(in_shape, layers), spec, input_bits=input_bits, batch=batch)
+    planned = with_dense(plan(shapes(in_shape, layers), spec, input_bits=input_bits, batch=batch), dense)
     weights, thresholds = [], []
     half = 1 << (spec.coefficient_bits - 1) if spec.coefficient_bits else 0
     residuals: dict[str, npt.NDArray[np.int64]] = {}

@@ -25,7 +25,7 @@ from bitwright.hw.isa import (
 from bitwright.hw.plan import Plan
 from bitwright.hw.planner import plan
 from bitwright.hw.program import Program
-from programs import conv, linear, random_images, random_program, shapes
+from programs import conv, linear, random_images, random_program, shapes, with_dense
 
 ENCODINGS = ("signed", "bipolar", "odd", "ternary", "unsigned")
 
@@ -199,6 +199,7 @@ class Network:
     in_shape: tuple[int, int, int]
     input_bits: int
     batch: int
+    dense: int
 
 
 @st.composite
@@ -217,14 +218,16 @@ def networks(draw: st.DrawFn, arrays: st.SearchStrategy[ArraySpec] | None = None
     if draw(st.booleans()) or not layers:
         layers.append(linear(draw(st.integers(1, 11)), **draw(weights(spec))))
     layers[-1] = {**layers[-1], "pool": (1, 1), "pool_stride": (1, 1), "code_table": None}
-    return Network(spec, layers, in_shape, draw(st.integers(1, spec.activation_planes_max)), draw(st.integers(1, 3)))
+    input_bits, batch = draw(st.integers(1, spec.activation_planes_max)), draw(st.integers(1, 3))
+    return Network(spec, layers, in_shape, input_bits, batch, draw(st.sampled_from([0, 0, 1, 2, 5, -1])))
 
 
 def planned(network: Network) -> Plan:
     """Plan of a network that fits."""
     try:
         layers = shapes(network.in_shape, network.layers)
-        return plan(layers, network.spec, input_bits=network.input_bits, batch=network.batch)
+        found = plan(layers, network.spec, input_bits=network.input_bits, batch=network.batch)
+        return with_dense(found, network.dense)
     except BitwrightError:
         assume(False)
         raise
@@ -245,6 +248,7 @@ def programs(
             in_shape=network.in_shape,
             input_bits=network.input_bits,
             batch=network.batch,
+            dense=network.dense,
         )
     except BitwrightError:
         assume(False)

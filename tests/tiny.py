@@ -151,6 +151,12 @@ def bases(zero_skip: ZeroSkip) -> Case:
     return _case(array, layers, in_shape=(3, 5, 5), input_bits=2)
 
 
+def dense(zero_skip: ZeroSkip) -> Case:
+    """Two dense layers, the first one of an odd number of groups, between layers that skip where the array does."""
+    layers = [conv(4, 2, output_planes=3), conv(5, 1, output_planes=2), conv(4, 2), conv(4, 1), linear(3)]
+    return _case(spec(4, 2, zero_skip=zero_skip), layers, in_shape=(12, 4, 4), input_bits=4, zeros=0.9, dense=0b00110)
+
+
 def streamed(zero_skip: ZeroSkip) -> Case:
     """Weights that do not fit: layers in parts, whose weights come while the part before computes."""
     array = spec(4, 2, lanes=64, weight_stream=True, weight_depth=8, zero_skip=zero_skip)
@@ -189,6 +195,7 @@ CASES: dict[str, Callable[[ZeroSkip], Case]] = {
         residual,
         grouped,
         bases,
+        dense,
         streamed,
         coded,
         overlapping,

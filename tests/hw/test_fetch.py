@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import control
 from bitwright.hw.descriptor import descriptor_layout
 from bitwright.hw.fetch import WindowLoader, length_layout
-from bitwright.hw.isa import BANK, FLAG_RAW, GRANULE, LOAD_LATENCY, ArraySpec, Descriptor, descriptor_fields
+from bitwright.hw.isa import BANK, FLAG_DENSE, FLAG_RAW, GRANULE, LOAD_LATENCY, ArraySpec, Descriptor, descriptor_fields
 from bitwright.hw.walkers import PixelWalker, coordinate_width
 from drive import drive, header, wrap
 
@@ -297,7 +297,7 @@ def random_scene(rng: random.Random) -> Scene:
         chunk = rng.randint(1, places // BANK_GRANULES) * BANK_GRANULES
     fields = {
         **header(),
-        "flags": rng.choice([0, FLAG_RAW]),
+        "flags": rng.choice([0, FLAG_RAW]) | rng.choice([0, 0, FLAG_DENSE]),
         "start_position": start_position % size,
         "image_step": y_axis.size * row,
         "output_y_step": conv_y * y_axis.pool_stride,
@@ -448,7 +448,7 @@ def word_list(scene: Scene, group: list[int], plane: int) -> list[tuple[int, int
     for word in range(len(scene.windows[group[0]][plane])):
         held = [scene.windows[window][plane][word] for window in group]
         active = sum(int(scene.spec.zero_skip == "off" or value != 0) << column for column, value in enumerate(held))
-        if active or scene.spec.zero_skip != "skip":
+        if active or scene.descriptor.zero_skip(scene.spec) != "skip":
             entries.append((word, active))
     return entries
 

@@ -493,6 +493,22 @@ def test_a_residual_source_is_kept_until_it_is_added():
         plan(shapes((16, 8, 8), layers), spec, input_bits=3)
 
 
+def is_dense(layers: list[dict[str, Any]], in_shape: tuple[int, int, int], spec: ArraySpec) -> list[bool]:
+    """Which layers skip no words."""
+    return [
+        bool(layer.flags & isa.FLAG_DENSE) for layer in plan(shapes(in_shape, layers), spec, input_bits=2).descriptors
+    ]
+
+
+def test_layers_skip_where_that_can_pay():
+    """Not where loading takes longer than computing, nor where there are hardly any words to leave out."""
+    large, narrow, last = conv(64, 3, padding=1), conv(8, 1, weight_bits=1, output_planes=1), linear(10)
+    assert is_dense([large, narrow, last], (64, 16, 16), SPEC) == [False, True, True]
+    assert is_dense([conv(8, 3), last], (8, 4, 4), SPEC) == [True, True]
+    for mode in ("off", "gate"):
+        assert not any(is_dense([large, narrow, last], (64, 16, 16), dataclasses.replace(SPEC, zero_skip=mode)))
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwright.hw.isa import (
+    FLAG_DENSE,
     HEADER_WORDS,
     SCHEDULE_END,
     SCHEDULE_OVERHEAD,
@@ -168,6 +169,12 @@ def kept_fields(layer: Descriptor, spec: ArraySpec) -> dict[str, int]:
     return {name: value if value < 0 else value & kept[name] for name, value in layer.fields.items()}
 
 
+def dense(layer: Descriptor, flagged: bool) -> Descriptor:
+    """The layer, with ``FLAG_DENSE`` or without."""
+    flags = layer.flags & ~FLAG_DENSE | FLAG_DENSE * flagged
+    return dataclasses.replace(layer, fields=layer.fields | {"flags": flags})
+
+
 def random_arrivals(rng: random.Random, planes: int) -> list[int]:
     """Cycles in which planes arrive one after the other, faster or slower than their passes are listed."""
     slowest = rng.choice([1, 3, 20])
@@ -179,6 +186,9 @@ def random_arrivals(rng: random.Random, planes: int) -> list[int]:
 def test_schedules_list_the_passes_with_words_while_planes_arrive(data, rng):
     spec = dataclasses.replace(RESIDENT_CONTROL, zero_skip="skip")
     layers = data.draw(st.lists(descriptors(spec), min_size=1, max_size=3))
+    layers = [
+        dataclasses.replace(layer, fields=layer.fields | {"flags": layer.flags & ~FLAG_DENSE}) for layer in layers
+    ]
     groups, address = [], 0
     for layer in layers:
         address += HEADER_WORDS
@@ -214,12 +224,13 @@ def test_schedules_list_the_passes_with_words_while_planes_arrive(data, rng):
     drive(m, bench)
 
 
-@given(data=st.data(), zero_skip=st.sampled_from(["gate", "off"]), rng=st.randoms(use_true_random=True))
-@settings(max_examples=30, deadline=None)
+@given(data=st.data(), zero_skip=st.sampled_from(["gate", "off", "skip"]), rng=st.randoms(use_true_random=True))
+@settings(max_examples=40, deadline=None)
 def test_without_skipping_passes_are_listed_once_a_layer(data, zero_skip, rng):
-    """From the start of the layer, whatever the loader does."""
+    """From the start of the layer, whatever the loader does; where the array could skip, in dense layers."""
     spec = dataclasses.replace(RESIDENT_CONTROL, zero_skip=zero_skip)
     layers = data.draw(st.lists(descriptors(spec), min_size=1, max_size=3))
+    layers = [dense(layer, zero_skip == "skip") for layer in layers]
     waits = [rng.randrange(4) for _ in layers]
     seed = rng.getrandbits(32)
     dut, m = scheduler(spec, np.concatenate([layer.encode(spec) for layer in layers]))
@@ -228,6 +239,7 @@ def test_without_skipping_passes_are_listed_once_a_layer(data, zero_skip, rng):
         ctx.set(dut.group_ready, rng.randrange(2))
         ctx.set(dut.group_buffer, rng.randrange(2))
         ctx.set(dut.loaded_planes, rng.randint(0, spec.derived.lists))
+        ctx.set(dut.lengths, told([rng.randint(0, spec.window_depth) for _ in range(spec.derived.lists)]))
 
     async def bench(ctx):
         loader = random.Random(seed)
@@ -246,7 +258,7 @@ def test_without_skipping_passes_are_listed_once_a_layer(data, zero_skip, rng):
                 disturb(ctx, loader)
                 await take(ctx, dut)
                 assert ctx.get(dut.complete)
-                await check_list(ctx, dut, layer, 0, layer.plane_words(spec))
+                await check_list(ctx, dut, layer, loader.randrange(2), layer.plane_words(spec))
 
     drive(m, bench)
 

@@ -1,18 +1,19 @@
 """The cycle model against a machine that is stepped cycle by cycle."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import (
     COUNTERS,
     DRAIN_TO_WRITE,
+    FLAG_DENSE,
     HEADER_TO_READY,
     LOAD_LATENCY,
     RAW_TO_WRITE,
@@ -20,25 +21,15 @@ from bitwright.hw.isa import (
     SCHEDULE_START,
     ArraySpec,
     Descriptor,
+    preset,
 )
 from bitwright.hw.plan import Plan
 from bitwright.hw.planner import plan
 from bitwright.sim import golden, reader, timeline
 from programs import conv, linear, random_images, random_program, shapes
-from strategies import Network, networks, programs
+from strategies import Network, networks, planned, programs
 
 Words = npt.NDArray[np.uint8]
-
-
-def planned(network: Network) -> Plan:
-    """The plan of a network that fits."""
-    try:
-        return plan(
-            shapes(network.in_shape, network.layers), network.spec, input_bits=network.input_bits, batch=network.batch
-        )
-    except BitwrightError:
-        assume(False)
-        raise
 
 
 @st.composite
@@ -68,7 +59,7 @@ def operations(layer: Descriptor, spec: ArraySpec, active: list[npt.NDArray[np.b
     missing = 0  # doublings that no operation has done yet
     for entry in layer.passes:
         columns = active[entry.plane]
-        listed = [word for word in range(len(columns)) if columns[word].any() or spec.zero_skip != "skip"]
+        listed = [word for word in range(len(columns)) if columns[word].any() or layer.zero_skip(spec) != "skip"]
         missing += entry.doubles
         if listed:
             steps += [None] * (missing - 1) if steps else []
@@ -118,7 +109,7 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
         if until_complete:
             until_complete -= 1
         if scheduled < len(layer.passes):
-            listed = there[layer.passes[scheduled].plane] or spec.zero_skip != "skip"
+            listed = there[layer.passes[scheduled].plane] or layer.zero_skip(spec) != "skip"
             if listed and listing >= SCHEDULE_START:
                 scheduled = scheduled + 1
                 until_complete = SCHEDULE_END
@@ -150,7 +141,7 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
         if idle and ready:
             current, taken = taken, taken + 1
             takes.append(now)
-            if spec.zero_skip == "skip":
+            if layer.zero_skip(spec) == "skip":
                 listing, scheduled = SCHEDULE_START - 1, 0  # the first pass has been read ahead
             window = [words[:, list(groups[current])] for words in planes]
             steps = operations(layer, spec, window, len(groups[current]))
@@ -203,11 +194,12 @@ def test_runs_are_timed_apart(drawn: tuple[Plan, int], seed: int) -> None:
         timeline.part_work(layer, spec, useful, [words[:, run : run + 1] for words in active]) for run in range(13)
     ]
     together = timeline.part_timing(layer, spec, timeline.part_work(layer, spec, useful, active))
-    joined = timeline.part_timing(layer, spec, timeline.Work.join(works, "skip"))
+    joined = timeline.part_timing(layer, spec, timeline.Work.join(works, layer.zero_skip(spec)))
     for run, work in enumerate(works):
         alone = timeline.part_timing(layer, spec, work)
         for name in ("last_issue", "tile_cycles", "stalls", "waits", "last", "end"):
-            np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[run])
+            all_runs = getattr(together, name)  # one for all of them in a dense layer
+            np.testing.assert_array_equal(getattr(alone, name)[0], all_runs[run % len(all_runs)])
             np.testing.assert_array_equal(getattr(together, name), getattr(joined, name))
 
 
@@ -336,3 +328,23 @@ def test_narrow_layers_fill_lanes() -> None:
     assert layer.account is not None
     useful, padding = layer.account["computing"], layer.account["lane_padding"]
     assert (useful, padding) == (8 * 8 * 8 * 144, 8 * 8 * 8 * (192 - 144))
+
+
+@pytest.mark.parametrize("name", ["demo", "edge"])
+def test_skipping_costs_next_to_nothing_where_nothing_is_zero(name: str) -> None:
+    """Layers of all sizes, each on its own: those that do not skip take the cycles of an array that only gates."""
+    memories: dict[str, Any] = {"window_depth": 1024, "activation_depth": 1 << 15}
+    totals = []
+    for zero_skip in ("gate", "skip"):
+        spec, cycles = dataclasses.replace(preset(name), zero_skip=zero_skip, **memories), []
+        for size, channels, bits in itertools.product((4, 8, 16), (3, 16, 64), (1, 2, 4)):
+            layers = [conv(channels, 3, padding=1, weight_bits=bits), linear(10)]
+            found = plan(shapes((channels, size, size), layers), spec, input_bits=bits)
+            executed = timeline.estimate(found).layers
+            for layer, part in zip(found.descriptors, executed, strict=True):
+                cycles.append((part.end - part.start, bool(layer.flags & FLAG_DENSE)))
+        totals.append(cycles)
+    gated, skipped = totals
+    assert all(one == other for (one, _), (other, dense) in zip(gated, skipped, strict=True) if dense)
+    assert {dense for _, dense in skipped} == {False, True}
+    assert sum(one for one, _ in skipped) < 1.002 * sum(one for one, _ in gated)

@@ -263,7 +263,7 @@ class Accelerator(wiring.Component):
         for stage in range(derived.issue_to_load):
             loading_next, tile_next = (
                 Signal(1, name=f"loading_{stage}"),
-                Signal(tile_layout(spec), name=f"tile_{stage}"),
+                Signal(tile_layout(spec), name=f"tile_{stage}", reset_less=True),
             )
             m.d.sync += [loading_next.eq(loading & ~host.clear), tile_next.eq(tile)]
             loading, tile = loading_next, tile_next
@@ -283,11 +283,15 @@ class Accelerator(wiring.Component):
             )
             threshold_write = thresholds.write_port(granularity=1)
             written = host.write_threshold & (host.write_row == row)
+            address, value = host.write_address[: derived.threshold_address_width], host.write_data
+            value = value[: spec.accumulator_width]
+            if spec.pipelined:
+                address, value, written = _near(m, address, value, written, f"threshold_{row}")
             m.d.comb += [
-                threshold_write.addr.eq(host.write_address[1:]),
-                threshold_write.data[0].eq(host.write_data),
-                threshold_write.data[1].eq(host.write_data),
-                threshold_write.en.eq(Mux(written, 1 << host.write_address[0], 0)),
+                threshold_write.addr.eq(address[1:]),
+                threshold_write.data[0].eq(value),
+                threshold_write.data[1].eq(value),
+                threshold_write.en.eq(Mux(written, 1 << address[0], 0)),
             ]
             for comparator in range(spec.drain_planes):
                 threshold_read = thresholds.read_port()
@@ -370,7 +374,7 @@ class Accelerator(wiring.Component):
         read: Value,
     ) -> None:
         """Weight memories: written by the host between runs, or from the stream during them."""
-        spec = self.spec
+        spec, derived = self.spec, self.spec.derived
         write_address, write_word, write_row, write = (
             Value.cast(signal) for signal in (host.write_address, host.write_word, host.write_row, host.write_weight)
         )
@@ -387,26 +391,20 @@ class Accelerator(wiring.Component):
             write_word = Mux(host.busy, streamer.write_word, write_word)
             write_row = Mux(host.busy, streamer.write_row, write_row)
             write = write | streamer.write
-        if spec.weight_stream or spec.pipelined:  # the memories are all over the chip
-            late_address, late_word = Signal(len(write_address)), Signal(spec.lanes)
-            late_row, late_write = Signal(len(write_row)), Signal()
-            m.d.sync += [
-                late_address.eq(write_address),
-                late_word.eq(write_word),
-                late_row.eq(write_row),
-                late_write.eq(write),
-            ]
-            write_address, write_word, write_row, write = late_address, late_word, late_row, late_write
         for row in range(spec.rows):
+            row_address, row_word = write_address[: derived.weight_address_width], write_word
+            row_write: Value = write & (write_row == row)
+            if spec.weight_stream or spec.pipelined:
+                row_address, row_word, row_write = _near(m, row_address, row_word, row_write, f"weight_{row}")
             m.submodules[f"weights_{row}"] = weights = memory.Memory(shape=spec.lanes, depth=spec.weight_depth, init=[])
             weight_read, weight_write = weights.read_port(), weights.write_port()
             m.d.comb += [
                 weight_read.addr.eq(address),
                 weight_read.en.eq(read),
                 array.weights[row].eq(weight_read.data),
-                weight_write.addr.eq(write_address),
-                weight_write.data.eq(write_word),
-                weight_write.en.eq(write & (write_row == row)),
+                weight_write.addr.eq(row_address),
+                weight_write.data.eq(row_word),
+                weight_write.en.eq(row_write),
             ]
 
     def _connect_coefficients(
@@ -429,3 +427,14 @@ class Accelerator(wiring.Component):
                 write.data.eq(host.write_data),
                 write.en.eq(host.write_coefficient & (host.write_row == row)),
             ]
+
+
+def _near(m: Module, address: Value, word: Value, write: Value, name: str) -> tuple[Value, Value, Value]:
+    """A write a cycle later, from registers near its memory: memories are all over the chip."""
+    late_address = Signal(len(address), name=f"{name}_address", reset_less=True)
+    late_word = Signal(len(word), name=f"{name}_word", reset_less=True)
+    late_write = Signal(name=f"{name}_write")
+    m.d.sync += late_write.eq(write)
+    with m.If(write):  # registers of memories that are not written keep still
+        m.d.sync += [late_address.eq(address), late_word.eq(word)]
+    return late_address, late_word, late_write

@@ -130,14 +130,8 @@ class ActivationMemory(wiring.Component):
                 lanes.eq(self.write_data[number] << Cat(Const(0, (GRANULE - 1).bit_length()), within)),
                 granules.eq(self.write_granules << within),
             ]
-            start = [self.write[number] & (first_bank == bank) for bank in range(banks)]
-            tile = [word, lanes, granules]
-            if spec.pipelined:  # banks are all over the chip
-                start = [_registered(m, value, f"tile_{number}_start_{bank}") for bank, value in enumerate(start)]
-                names = f"tile_{number}_word", f"tile_{number}_lanes_late", f"tile_{number}_granules_late"
-                tile = [_registered(m, value, name) for value, name in zip(tile, names, strict=True)]
-            starts.append(start)
-            tiles.append(tile)
+            starts.append([self.write[number] & (first_bank == bank) for bank in range(banks)])
+            tiles.append((word, lanes, granules))
 
         writes = []
         for bank in range(banks):
@@ -146,8 +140,7 @@ class ActivationMemory(wiring.Component):
                 Signal(BANK, name=f"write_lanes_{bank}"),
                 Signal(BANK_GRANULES, name=f"write_enables_{bank}"),
             )
-            host = slice(bank * BANK, (bank + 1) * BANK)
-            sources = [(self.host_write, self.host_address, self.host_data[host], Const(-1, BANK_GRANULES))]
+            sources = []
             for start, (word, lanes, granules) in zip(starts, tiles, strict=True):
                 # Part n of a tile lies n banks after the first, after the last bank in the next word.
                 sources += [
@@ -159,15 +152,15 @@ class ActivationMemory(wiring.Component):
                     )
                     for part in range(span)
                 ]
-            for target, values in zip((address, bits, enables), list(zip(*sources, strict=True))[1:], strict=True):
-                chosen = [Mux(source[0], value, 0) for source, value in zip(sources, values, strict=True)]
-                m.d.comb += target.eq(reduce(or_, chosen))
+            host = slice(bank * BANK, (bank + 1) * BANK)
+            from_host = self.host_address, self.host_data[host], Const(-1, BANK_GRANULES)
+            here, *from_drain = zip(*sources, strict=True)
+            for target, values, host_value in zip((address, bits, enables), from_drain, from_host, strict=True):
+                written = reduce(or_, (Mux(start, value, 0) for start, value in zip(here, values, strict=True)))
+                if spec.pipelined:  # banks are all over the chip
+                    late = Signal.like(target, name=f"{target.name}_late", reset_less=target is not enables)
+                    m.d.sync += late.eq(written)
+                    written = late
+                m.d.comb += target.eq(written | Mux(self.host_write, host_value, 0))
             writes.append((address, bits, enables))
         return writes
-
-
-def _registered(m: Module, value: Value, name: str) -> Signal:
-    """Value of the cycle before."""
-    register = Signal(len(value), name=name)
-    m.d.sync += register.eq(value)
-    return register

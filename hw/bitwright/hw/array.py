@@ -1,8 +1,10 @@
 """The PE array: operand registers, PEs, column sums and the registers that drain them."""
 
+from functools import reduce
+from operator import or_
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -95,7 +97,7 @@ class PEArray(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
-        spec, stages = self.spec, self.spec.derived.multiply_stages
+        spec, stages, parts = self.spec, self.spec.derived.multiply_stages, self.spec.derived.word_parts
         m = Module()
 
         # Operand registers keep still while no column has a word. Otherwise those of a column without one become zero:
@@ -130,7 +132,7 @@ class PEArray(wiring.Component):
         column_sums: list[Signal] = []
         sums: list[list[Signal]] = [[] for _ in range(spec.rows)]
         for column in range(spec.columns):
-            total = PopcountAccumulator(spec.lanes, spec.accumulator_width, stages, self.fabric)
+            total = PopcountAccumulator(spec.lanes, spec.accumulator_width, stages, self.fabric, parts)
             m.submodules[f"column_sum_{column}"] = total
             m.d.comb += [
                 total.word.eq(activations[column]),
@@ -140,7 +142,7 @@ class PEArray(wiring.Component):
             ]
             column_sums.append(total.sum)
             for row in range(spec.rows):
-                pe = ProcessingElement(spec.lanes, spec.accumulator_width, spec.coefficient_bits, self.fabric)
+                pe = ProcessingElement(spec.lanes, spec.accumulator_width, spec.coefficient_bits, self.fabric, parts)
                 m.submodules[f"pe_{row}_{column}"] = pe
                 m.d.comb += [
                     pe.activation.eq(activations[column]),
@@ -158,17 +160,17 @@ class PEArray(wiring.Component):
                 sums[row].append(pe.sum)
 
         # The sums of the last tile, and the column of them that is shown.
-        column = Signal(range(spec.columns))
+        shown = Signal(spec.columns, reset_less=True)  # one-hot
         with m.If(self.load):
-            m.d.sync += column.eq(0)
+            m.d.sync += shown.eq(1)
         with m.Elif(self.shift):
-            m.d.sync += column.eq(column + 1)
+            m.d.sync += shown.eq(shown << 1)
         for row in range(spec.rows):
-            m.d.comb += self.sums[row].eq(self._drained(m, f"drain_{row}", sums[row], column))
-        m.d.comb += self.column_sum.eq(self._drained(m, "drain_column_sum", column_sums, column))
+            m.d.comb += self.sums[row].eq(self._drained(m, f"drain_{row}", sums[row], shown))
+        m.d.comb += self.column_sum.eq(self._drained(m, "drain_column_sum", column_sums, shown))
         return m
 
-    def _drained(self, m: Module, name: str, sums: list[Signal], column: Signal) -> Value:
+    def _drained(self, m: Module, name: str, sums: list[Signal], shown: Signal) -> Value:
         """One of the sums of a row, as they were at the last load."""
         held = [Signal.like(total, name=f"{name}_{number}", reset_less=True) for number, total in enumerate(sums)]
         if self.fabric == "ice40":  # a flip-flop has a LUT before it anyway: a chain takes none for selecting
@@ -181,7 +183,9 @@ class PEArray(wiring.Component):
             return held[0]
         with m.If(self.load):
             m.d.sync += [register.eq(total) for register, total in zip(held, sums, strict=True)]
-        return Array(held)[column]
+        if len(held) == 1:
+            return held[0]
+        return reduce(or_, (Mux(shown[number], register, 0) for number, register in enumerate(held)))
 
 
 def _delayed(m: Module, name: str, value: Value, cycles: int) -> Value:

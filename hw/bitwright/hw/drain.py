@@ -48,10 +48,13 @@ def stage_layout() -> data.StructLayout:
     )
 
 
-def in_turns(m: Module, spec: ArraySpec, state: Value, following: Value, name: str) -> Value:
+def in_turns(
+    m: Module, spec: ArraySpec, state: Value, following: Value, name: str, *, reset_less: bool = False
+) -> Value:
     """Registers of the columns that take turns in a comparator: ``state`` is that of the one whose turn it is.
 
     Whatever follows from the state of a column comes back in its next turn, ``Derived.turns`` cycles later.
+    ``reset_less`` is as in ``state``.
 
     Returns
     -------
@@ -59,7 +62,7 @@ def in_turns(m: Module, spec: ArraySpec, state: Value, following: Value, name: s
         What ``state`` will be in the next cycle.
     """
     for number in range(spec.derived.turns - 1):
-        other = Signal(len(state), name=f"{name}_other_{number}")
+        other = Signal(len(state), name=f"{name}_other_{number}", reset_less=reset_less)
         m.d.sync += other.eq(following)
         following = other
     m.d.sync += state.eq(following)
@@ -223,18 +226,20 @@ class ThresholdUnit(wiring.Component):
         # The first comparator decides the first bit of a code in the turn after its start, with the flags beside it.
         started = Signal()
         in_turns(m, spec, started, self.stages[0].take, "started")
-        flags, held_flags = Signal(2), Signal(2, name="flags_0")
+        flags, held_flags = Signal(2), Signal(2, name="flags_0", reset_less=True)
         m.d.comb += flags.eq(Mux(started, pairs[0][0][:2], held_flags))
-        in_turns(m, spec, held_flags, flags, "flags_0")
+        in_turns(m, spec, held_flags, flags, "flags_0", reset_less=True)
         for number in range(spec.drain_planes):
             stage = self.stages[number]
             if number > 0:
-                held = Signal(signed(spec.accumulator_width), name=f"complement_{number}")
-                held_flags = Signal(2, name=f"flags_{number}")
-                in_turns(m, spec, held, Mux(stage.take, complement, held), f"complement_{number}")
-                in_turns(m, spec, held_flags, Mux(stage.take, flags, held_flags), f"flags_{number}")
+                held = Signal(signed(spec.accumulator_width), name=f"complement_{number}", reset_less=True)
+                held_flags = Signal(2, name=f"flags_{number}", reset_less=True)
+                next_held = Mux(stage.take, complement, held)
+                next_flags = Mux(stage.take, flags, held_flags)
+                in_turns(m, spec, held, next_held, f"complement_{number}", reset_less=True)
+                in_turns(m, spec, held_flags, next_flags, f"flags_{number}", reset_less=True)
                 complement, flags = held, held_flags
-            node = Signal(width, name=f"node_{number}")  # that is compared with
+            node = Signal(width, name=f"node_{number}", reset_less=True)  # that is compared with
             after = Signal(width, name=f"after_{number}")
             # value >= threshold is ~value + threshold < 0: a sum takes no inverters between memory and carry chain.
             # The threshold's sign is chosen once more, which makes it the wider operand. Yosys makes the carries of a
@@ -251,13 +256,15 @@ class ThresholdUnit(wiring.Component):
                 # multiple of the tree's size.
                 self.address[number].eq(Mux(stage.take, incoming_address, self.base[number] | node)),
             ]
-            in_turns(m, spec, node, Mux(stage.take, incoming, after), f"node_{number}")
+            in_turns(m, spec, node, Mux(stage.take, incoming, after), f"node_{number}", reset_less=True)
             incoming, incoming_address = after, self.base[number] | node
         # Above the code, its node has a leading one.
+        code, pool_min = Signal.like(self.code, reset_less=True), Signal.like(self.pool_min, reset_less=True)
         m.d.sync += [
-            self.code.eq(incoming & ((1 << self.planes) - 1)),
-            self.pool_min.eq((flags & THRESHOLD_POOL_MIN).any()),
+            code.eq(incoming & ((1 << self.planes) - 1)),
+            pool_min.eq((flags & THRESHOLD_POOL_MIN).any()),
         ]
+        m.d.comb += [self.code.eq(code), self.pool_min.eq(pool_min)]
         return m
 
 
@@ -376,11 +383,12 @@ class Drain(wiring.Component):
         )
 
         # The tile that is being taken in, its next column in bit 0.
-        tile, pending, tile_first = Signal(tile_layout(spec)), Signal(), Signal()
-        number = Signal(derived.tile_index_width)
-        channel = Signal(range(spec.rows * spec.row_tiles_max))  # the tile's first one
-        threshold_address = Signal(derived.threshold_word_width)  # of the tile's first pair: flags and root
-        position = Signal(position_width)  # of the tile, in the output pixel of the next column
+        tile, pending, tile_first = Signal(tile_layout(spec), reset_less=True), Signal(), Signal(reset_less=True)
+        number = Signal(derived.tile_index_width, reset_less=True)
+        channel = Signal(range(spec.rows * spec.row_tiles_max), reset_less=True)  # the tile's first one
+        # Of the tile: first pair, which is flags and root; position in the output pixel of the next column.
+        threshold_address = Signal(derived.threshold_word_width, reset_less=True)
+        position = Signal(position_width, reset_less=True)
         m.submodules.control = control = SearchControl(spec)
         raw_active, raw_row, raw_last = Signal(), Signal(range(spec.rows)), Signal()
         take = Signal()
@@ -421,7 +429,7 @@ class Drain(wiring.Component):
 
         # A group goes on where the one before it ended, its row tiles lie side by side.
         fresh = Signal(init=1)  # no tile of the layer has come
-        tile_position, group_end = Signal(position_width), Signal(position_width)
+        tile_position, group_end = (Signal(position_width, reset_less=True) for _ in range(2))
         next_pixel = Signal(position_width)  # where the next output pixel begins
         next_group = Signal(position_width)
         first_position = Signal(position_width)  # of the tile that is being loaded
@@ -473,12 +481,12 @@ class Drain(wiring.Component):
         def complement(total: Value, column_sum: Value) -> Value:
             return ~Mux(offset, total << 1, total) + Mux(offset, column_sum, 0)
 
-        complements = Signal(data.ArrayLayout(signed(spec.accumulator_width), spec.rows))
-        first_column = Signal(column_layout, name="column_0")
+        complements = Signal(data.ArrayLayout(signed(spec.accumulator_width), spec.rows), reset_less=True)
+        first_column = Signal(column_layout, name="column_0", reset_less=True)
         coming = Mux(take, taken.as_value(), first_column.as_value())
         if in_turns_of_two:
-            arrived, column_sum = Signal.like(complements), Signal.like(self.column_sum)
-            arriving, fresh = Signal(column_layout), Signal()
+            arrived, column_sum = Signal.like(complements), Signal.like(self.column_sum, reset_less=True)
+            arriving, fresh = Signal(column_layout, reset_less=True), Signal()
             coming = arriving.as_value()
             with m.If(take):
                 m.d.sync += [arrived.eq(self.sums), column_sum.eq(self.column_sum), arriving.eq(taken)]
@@ -496,9 +504,9 @@ class Drain(wiring.Component):
         # Columns in the comparators, and the one whose turn it is in the last comparator in the next cycle.
         columns = [first_column]
         for number in range(1, spec.drain_planes):
-            column = Signal(column_layout, name=f"column_{number}")
+            column = Signal(column_layout, name=f"column_{number}", reset_less=True)
             following = Mux(control.stages[number].take, columns[-1].as_value(), column.as_value())
-            coming = in_turns(m, spec, column.as_value(), following, f"column_{number}")
+            coming = in_turns(m, spec, column.as_value(), following, f"column_{number}", reset_less=True)
             columns.append(column)
 
         # Search.
@@ -539,14 +547,14 @@ class Drain(wiring.Component):
         # carried to the next group, row tile by row tile; a single row tile's stays where it is. Of two tiles, a
         # carry may have to be read in the very cycle in which it is written, so the port forwards it. With turns there
         # is a cycle more between them, in which it is written from its register.
-        pooling, column = Signal(), Signal(column_layout)
+        pooling, column = Signal(), Signal(column_layout, reset_less=True)
         m.d.sync += [pooling.eq(control.finish), column.eq(columns[-1])]
         codes_layout = data.ArrayLayout(derived.code_width, spec.rows)
         m.submodules.carry = carries = memory.Memory(shape=codes_layout, depth=spec.row_tiles_max, init=[])
         carry_write = carries.write_port()
         carry_read = carries.read_port(transparent_for=(carry_write,))
-        pooled, next_pooled, carry_data = Signal(codes_layout), Signal(codes_layout), Signal(codes_layout)
-        carried = Signal()
+        pooled, carry_data = Signal(codes_layout, reset_less=True), Signal(codes_layout, reset_less=True)
+        next_pooled, carried = Signal(codes_layout), Signal(reset_less=True)
         m.d.sync += [
             carry_data.eq(carry_read.data),
             carried.eq(columns[-1].tile_first & (layer.row_tiles != 1)),
@@ -570,7 +578,7 @@ class Drain(wiring.Component):
             m.d.sync += pooled.eq(next_pooled)
 
         # Writing: in the next cycle the pooled codes are looked up, then their planes go out.
-        starting, finished = Signal(), Signal(column_layout)
+        starting, finished = Signal(), Signal(column_layout, reset_less=True)
         m.d.sync += [starting.eq(pooling & column.pool_last), finished.eq(column)]
         width = max(derived.code_width, spec.drain_planes)
         outgoing_layout = data.StructLayout(

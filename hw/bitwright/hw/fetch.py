@@ -8,7 +8,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.descriptor import descriptor_layout
-from bitwright.hw.isa import BANK, FLAG_RAW, GRANULE, ArraySpec
+from bitwright.hw.isa import BANK, FLAG_DENSE, FLAG_RAW, GRANULE, ArraySpec
 from bitwright.hw.walkers import PixelWalker, ReadWalker, coordinate_width, place_width, read_layout
 
 
@@ -133,20 +133,22 @@ class WindowPacker(wiring.Component):
         m = Module()
 
         # Cycle 0.
-        y, x, valid = Signal.like(self.y), Signal.like(self.x), Signal()
-        position = column.position
+        y, x = Signal.like(self.y, name="y", reset_less=True), Signal.like(self.x, name="x", reset_less=True)
+        valid = Signal()
+        position, read_position = column.position, Signal.like(self.position, reset_less=True)
         if spec.residual:
             position = Mux(self.stage_0.read.residual, column.residual_position, position)
         m.d.sync += [
-            self.position.eq(position + self.offset),
+            read_position.eq(position + self.offset),
             y.eq(column.y + self.y),
             x.eq(column.x + self.x),
             valid.eq(column.valid & self.stage_0.active),
         ]
+        m.d.comb += self.position.eq(read_position)
 
         # Cycle 1: which granules are inside the image: from `first` on, and before `end`.
-        first, first_next = Signal(place_bits + 1), Signal(place_bits + 1)
-        end, end_next = Signal(place_bits + 1), Signal(place_bits + 1)
+        first, first_next = Signal(place_bits + 1, reset_less=True), Signal(place_bits + 1)
+        end, end_next = Signal(place_bits + 1, reset_less=True), Signal(place_bits + 1)
         room = Signal(signed(len(x) + 1))
         m.d.comb += room.eq(self.layer.input_width - x)
         with m.If(self.stage_1.read.residual):
@@ -157,7 +159,7 @@ class WindowPacker(wiring.Component):
             # Negative coordinates are large as unsigned numbers.
             with m.If((y.as_unsigned() < self.layer.input_height) & ~room[-1]):
                 m.d.comb += end_next.eq(Mux(room[place_bits:].any(), granules, room))
-        amount = Signal(place_bits)
+        amount = Signal(place_bits, reset_less=True)
         m.d.sync += [
             first.eq(first_next),
             end.eq(Mux(valid, end_next, 0)),
@@ -175,25 +177,27 @@ class WindowPacker(wiring.Component):
                 & ~before
             ),
         ]
-        here, beyond, rotated, rest = Signal(granules), Signal(granules), Signal(lanes), Signal(within)
+        here, beyond = Signal(granules, reset_less=True), Signal(granules, reset_less=True)
+        rotated, rest = Signal(lanes, reset_less=True), Signal(within, reset_less=True)
         m.d.sync += [
             Cat(here, beyond).eq(inside),
             rotated.eq(_rotated(self.read_data, amount[within:], BANK)),
             rest.eq(amount[:within]),
         ]
 
-        # Cycle 3.
-        begun = [Signal(lanes, name=f"begun_{turn}") for turn in range(spec.columns_per_copy)]
+        # Cycle 3. While nothing is read, nothing is begun: a group's windows are walked for longer than its columns
+        # wait here.
+        begun = [Signal(lanes, name=f"begun_{turn}", reset_less=True) for turn in range(spec.columns_per_copy)]
         placed = Signal(lanes)
         m.d.comb += [
             placed.eq(_rotated(rotated, rest, GRANULE)),
             self.word.eq(begun[-1] | (placed & _lanes(here))),
         ]
         m.d.sync += [
-            begun[0].eq(Mux(self.stage_3.read.write, placed & _lanes(beyond), self.word)),
+            begun[0].eq(Mux(self.stage_3.read.write | ~self.stage_3.active, placed & _lanes(beyond), self.word)),
             *(older.eq(newer) for newer, older in itertools.pairwise(begun)),
         ]
-        bank_nonzero = Signal(spec.derived.banks)
+        bank_nonzero = Signal(spec.derived.banks, reset_less=True)
         m.d.sync += bank_nonzero.eq(
             Cat(self.word[bank * BANK : (bank + 1) * BANK].any() for bank in range(len(bank_nonzero)))
         )
@@ -398,11 +402,11 @@ class WindowLoader(wiring.Component):
                         m.next = "idle"
 
         # What is known of the walked windows is copied when their reads begin: the next ones are walked after them.
-        groups = Signal(data.ArrayLayout(group_layout(spec), 2))
+        groups = Signal(data.ArrayLayout(group_layout(spec), 2), reset_less=True)
         group = groups[buffer]
         m.d.comb += self.group.eq(groups[self.issuing])
         columns = self._columns(m, walker, walking)
-        pool_first, pool_last = Signal(spec.columns), Signal(spec.columns)
+        pool_first, pool_last = Signal(spec.columns, reset_less=True), Signal(spec.columns, reset_less=True)
         drain_steps = Signal(range(max(spec.rows, 2 * spec.activation_planes_max) + 1))
         drain_cycles = Signal.like(group.drain_cycles)
         planes_rounded = self.layer.output_planes + (spec.drain_planes - 1)
@@ -464,7 +468,9 @@ class WindowLoader(wiring.Component):
         ]
         if spec.residual:
             m.d.comb += entering.residual_position.eq(walker.residual_position)
-        columns = [Signal(column_layout(spec), name=f"column_{column}") for column in range(spec.columns)]
+        columns = [
+            Signal(column_layout(spec), name=f"column_{column}", reset_less=True) for column in range(spec.columns)
+        ]
         for number, (column, after) in enumerate(itertools.pairwise([*columns, entering])):
             last_of_copy = number % share == share - 1
             with m.If(walking):
@@ -484,7 +490,7 @@ class WindowLoader(wiring.Component):
         """
         address_width = self.spec.derived.window_address_width
         word, plane_word = Signal(address_width + 1), Signal(address_width)
-        number, fits = Signal.like(plane_word), Signal()
+        number, fits = Signal.like(plane_word, reset_less=True), Signal(reset_less=True)
         inside = ~word[-1]
         writes = stage.active & stage.read.write
         m.d.comb += [
@@ -522,26 +528,31 @@ class WindowLoader(wiring.Component):
         skip = spec.zero_skip == "skip"
         active = Signal(spec.columns)
         complete, lists = Signal(), Signal()  # with the last turn the word has been written in all columns
-        wanted = active.any() if skip else Const(1)
+        wanted = active.any() | (self.layer.flags & FLAG_DENSE).any() if skip else Const(1)
         m.d.comb += [
             complete.eq(stage.active & stage.last_turn),
             lists.eq(complete & stage.read.write & fits & wanted),
         ]
         plane = Signal(range(derived.lists))
         address = Signal(derived.window_address_width)
-        length, listed = Signal(derived.window_address_width + 1), Signal(derived.window_address_width + 1)
+        length, listed = Signal(length_layout(spec)), Signal(length_layout(spec))
         # Of each half: whether the group in it waits to be taken, its planes that are there, and their lengths.
         loaded = Signal(data.ArrayLayout(1, 2))
         planes = Signal(data.ArrayLayout(range(derived.lists + 1), 2))
-        lengths = Signal(data.ArrayLayout(lengths_layout(spec), 2))
-        m.d.comb += [listed.eq(length + lists), self.ready.eq(loaded[~self.issuing])]
+        lengths = Signal(data.ArrayLayout(lengths_layout(spec), 2), reset_less=True)
+        m.d.comb += [
+            listed.words.eq(length.words + lists),
+            listed.some.eq(length.some | lists),
+            listed.one.eq(Mux(lists, ~length.some, length.one)),
+            self.ready.eq(loaded[~self.issuing]),
+        ]
         if skip:
             m.d.comb += [self.loaded_planes.eq(planes[~self.issuing]), self.lengths.eq(lengths[~self.issuing])]
         with m.If(complete):
             m.d.sync += [length.eq(listed), address.eq(address + lists)]
             with m.If(stage.read.plane_end):
                 m.d.sync += [
-                    lengths[stage.buffer][plane].eq(Cat(listed, listed != 0, listed == 1)),
+                    lengths[stage.buffer][plane].eq(listed),
                     planes[stage.buffer].eq(plane + 1),
                     length.eq(0),
                     plane.eq(plane + 1),
@@ -558,7 +569,7 @@ class WindowLoader(wiring.Component):
             return
         turns = [nonzero]
         for turn in reversed(range(spec.columns_per_copy - 1)):
-            earlier = Signal(len(nonzero), name=f"nonzero_{turn}")
+            earlier = Signal(len(nonzero), name=f"nonzero_{turn}", reset_less=True)
             m.d.sync += earlier.eq(turns[0])
             turns.insert(0, earlier)
         m.submodules.lists = store = memory.Memory(shape=entry_layout(spec), depth=2 * spec.window_depth, init=[])

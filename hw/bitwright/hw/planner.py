@@ -11,6 +11,7 @@ from bitwright.hw.isa import (
     BANK,
     CODE_TABLE_PLANES,
     FLAG_COEFFICIENTS,
+    FLAG_DENSE,
     FLAG_LAST,
     FLAG_OFFSET,
     FLAG_RAW,
@@ -453,6 +454,8 @@ class _Planner:
             fields |= {"index_planes": max(1, (len(codebook) - 1).bit_length()), "decoded_planes": len(planes)}
             fields["stream_words"] = tiles * (plain_words + fields["index_planes"] * words)
         descriptor = Descriptor(fields=fields, passes=tuple(passes))
+        if spec.zero_skip == "skip" and not skipping_pays(descriptor, spec):
+            descriptor = replace(descriptor, fields=fields | {"flags": flags | FLAG_DENSE})
         try:
             descriptor.encode(spec)
         except BitwrightError as error:
@@ -517,3 +520,34 @@ class _Planner:
             residual_planes=0 if residual is None else regions[residual].planes,
             codebook=shape.stored_codebook,
         )
+
+
+SKIPPABLE = 1 / 32
+"""Share of a layer's words that have to be zero for skipping them to be worth a later start."""
+
+
+def skipping_pays(layer: Descriptor, spec: ArraySpec) -> bool:
+    """Whether a layer takes fewer cycles if a share ``SKIPPABLE`` of its words are zero and skipped.
+
+    Where loading takes longer than computing there is nothing to gain; and as words are listed before they are computed
+    on, a layer of few groups takes longer. An estimate: of each group, the mean of all words is taken to be zero.
+
+    Parameters
+    ----------
+    layer
+        Without ``FLAG_DENSE``.
+    spec
+        Array, with ``zero_skip`` "skip".
+    """
+    groups = -(-layer.pixels // spec.columns)
+    period = layer.group_loads(spec) + spec.columns
+    planes = layer.plane_words(spec)
+    words, drain = sum(planes[entry.plane] for entry in layer.passes), layer.drain_cycles(spec.columns, spec)
+
+    def cycles(ready: int, share: float) -> float:
+        computing = layer.row_tiles * max(words * (1 - share), drain)
+        # Two groups at a time: one is loaded while the other one is computed.
+        return ready + groups * max(computing, period, (ready + computing) / 2)
+
+    dense = replace(layer, fields=layer.fields | {"flags": layer.flags | FLAG_DENSE})
+    return cycles(layer.ready_cycles(spec), SKIPPABLE) < cycles(dense.ready_cycles(spec), 0)

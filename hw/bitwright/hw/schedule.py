@@ -10,6 +10,7 @@ from bitwright.hw.descriptor import PASS, descriptor_layout
 from bitwright.hw.fetch import length_layout, lengths_layout
 from bitwright.hw.isa import (
     DOUBLES_MAX,
+    FLAG_DENSE,
     ArraySpec,
 )
 
@@ -127,12 +128,13 @@ class PassScheduler(wiring.Component):
         """Describe the hardware."""
         spec, layer = self.spec, self.layer
         skip = spec.zero_skip == "skip"
+        dense = (layer.flags & FLAG_DENSE).any()
         m = Module()
         depth = max(2, (2 if skip else 1) << self.index_width)
         m.submodules.entries = entries = memory.Memory(shape=schedule_layout(spec), depth=depth, init=[])
         write, read = entries.write_port(), entries.read_port()
         written = Signal(range(spec.derived.passes_max + 1))
-        buffers = [self.group_buffer], [self.entry_buffer]
+        buffers = [self.group_buffer & ~dense], [self.entry_buffer & ~dense]
         m.d.comb += [
             write.addr.eq(Cat(written[: self.index_width], *(buffers[0] if skip else []))),
             read.addr.eq(Cat(self.entry_index, *(buffers[1] if skip else []))),
@@ -157,17 +159,18 @@ class PassScheduler(wiring.Component):
 
         # The pass in the register. The list before has been taken, and the pass's plane has been listed, or, if the
         # window does not have it, the group is there.
-        listed = ~self.complete & ((self.loaded_planes > entry_pass.plane) | self.group_ready) if skip else 1
+        loaded = (self.loaded_planes > entry_pass.plane) | self.group_ready | dense
+        listed = ~self.complete & loaded if skip else 1
         m.d.comb += advance.eq(valid & listed)
         residual = Signal()
         m.d.comb += residual.eq(entry_pass.plane >= layer.activation_planes)
         words, length = Signal(spec.derived.window_address_width + 1), Signal(length_layout(spec))
         lengths = Array(self.lengths[plane].as_value() for plane in range(spec.derived.lists))
         m.d.comb += words.eq(Mux(residual, layer.residual_length, layer.window_length))
+        m.d.comb += length.eq(Cat(words, words != 0, words == 1))
         if skip:
-            m.d.comb += length.eq(lengths[entry_pass.plane])
-        else:
-            m.d.comb += length.eq(Cat(words, words != 0, words == 1))
+            with m.If(~dense):
+                m.d.comb += length.eq(lengths[entry_pass.plane])
         total = Signal(DOUBLES_WIDTH)
         m.d.comb += total.eq(doubles + entry_pass.doubles)
         keep = Signal()
@@ -225,7 +228,7 @@ class PassScheduler(wiring.Component):
             m.d.sync += tail.eq(advance & ~fetched)
         with m.If(tail):
             m.d.sync += self.complete.eq(1)
-        with m.If(self.start | (self.take if skip else 0)):
+        with m.If(self.start | (self.take & ~dense if skip else 0)):
             m.d.sync += [
                 written.eq(0),
                 started.eq(0),

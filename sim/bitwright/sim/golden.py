@@ -313,7 +313,8 @@ class _Clock:
 
     def executions(self, runs: int) -> list[Execution]:
         """Time all runs."""
-        works = [timeline.Work.join(works, self.program.spec.zero_skip) for works in self.works]
+        modes = [part.descriptor.zero_skip(self.program.spec) for part in self.parts]
+        works = [timeline.Work.join(*each) for each in zip(self.works, modes, strict=True)]
         outputs = {number: np.concatenate(parts) for number, parts in self.traced.items()}
         return timeline.run(self.program, runs, works, outputs)
 

@@ -6,21 +6,21 @@ few recurrences over pixel groups. With, for group ``g`` of a part whose start p
 - ``loads``, the cycles in which a group's windows are read, one group like the other,
 - ``operations[g]``, the operations of a row tile: the words listed, over its passes, and those that only double,
 - ``drain[g]``, the cycles that a row tile takes to drain: :meth:`Descriptor.drain_cycles` of its valid columns,
-- ``listing``, the cycles from a group's first read until its passes are listed, if nothing else holds that up: see
-  :func:`listing_cycles`,
+- ``loading``, the cycles from a group's first read until it is ready, if nothing else holds that up:
+  :meth:`Descriptor.ready_cycles`,
 
 the first read is issued in cycle ``load[g]``, the group is ready, its passes scheduled, in ``ready[g]`` and taken in
 ``take[g]``, and the last operation of its row tile ``t`` is issued in ``last[g, t]``::
 
     load[g] = max(load[g-1] + loads + columns, last[g-2, tiles-1] + 1)          load[0] = X + columns + 1
-    ready[g] = max(load[g] + listing, take[g-1] + passes + SCHEDULE_END)           with zero_skip "skip"
-    ready[g] = max(load[g] + loads + LOAD_LATENCY, X + passes + SCHEDULE_OVERHEAD)     without
+    ready[g] = max(load[g] + loading, take[g-1] + passes + SCHEDULE_END)      where words are skipped
+    ready[g] = max(load[g] + loading, X + passes + SCHEDULE_OVERHEAD)         where they are not
     take[g] = max(ready[g], last[g-1, tiles-1])
     last[g, 0] = max(take[g] + operations[g], last[g-1, tiles-1] + drain[g-1])
     last[g, t] = last[g, t-1] + max(operations[g], drain[g])
 
-So a group keeps its half of the buffers from its first read to its last operation, and with ``"skip"`` its first pass
-is listed after the group before was taken. Terms of groups that there are not do not count.
+So a group keeps its half of the buffers from its first read to its last operation, and where words are skipped its
+first pass is listed after the group before was taken. Terms of groups that there are not do not count.
 
 Parts follow each other. With ``fetch[k]`` the cycle in which the fetch of part ``k``'s header starts, ``stream[k]`` the
 cycles in which its weights come in, if any, and ``end[k]`` its last cycle::
@@ -45,7 +45,6 @@ from bitwright.hw.isa import (
     DRAIN_TO_WRITE,
     GRANULE,
     HEADER_TO_READY,
-    LOAD_LATENCY,
     SCHEDULE_END,
     SCHEDULE_OVERHEAD,
     ArraySpec,
@@ -109,7 +108,7 @@ class Work:
 
     @classmethod
     def join(cls, works: Sequence["Work"], zero_skip: ZeroSkip) -> "Work":
-        """Work of some runs and of others, on an array with this zero skip."""
+        """Work of some runs and of others, of a layer that does this with words of zeros."""
         by_run = {"off": (), "gate": ("computed", "gated"), "skip": tuple(vars(works[0]))}[zero_skip]
         return replace(works[0], **{name: np.concatenate([getattr(work, name) for work in works]) for name in by_run})
 
@@ -189,11 +188,11 @@ def part_work(layer: Descriptor, spec: ArraySpec, useful: Sequence[Ints], active
     first = layer.activation_planes
     operands = [counts[:first], counts[first : first + layer.residual_planes]][: len(useful)]
 
-    if spec.zero_skip != "skip" or active is None:
+    if layer.zero_skip(spec) != "skip" or active is None:
         whole = sum(int(passes.sum()) * len(lanes) for passes, lanes in zip(operands, useful, strict=True))
         products = sum(int(passes.sum() * lanes.sum()) for passes, lanes in zip(operands, useful, strict=True))
         computed = np.array([layer.pixels * whole])
-        if active is not None and spec.zero_skip == "gate":
+        if active is not None and layer.zero_skip(spec) == "gate":
             pairs = zip(active, operands, strict=True)
             computed = np.sum([_weigh(*pair).sum((0, 2), dtype=np.int64) for pair in pairs], axis=0)
         return Work(
@@ -394,20 +393,10 @@ class Pace(NamedTuple):
 
 def pace_of(layer: Descriptor, spec: ArraySpec) -> Pace:
     """How fast the groups of a part can be loaded and listed."""
-    loads, schedule = layer.group_loads(spec), len(layer.passes) + SCHEDULE_OVERHEAD
-    first, period = spec.columns + 1, loads + spec.columns
-    if spec.zero_skip == "skip":
-        return Pace(first, period, listing_cycles(layer, spec), len(layer.passes) + SCHEDULE_END, 0)
-    return Pace(first, period, loads + LOAD_LATENCY, 0, schedule)
-
-
-def listing_cycles(layer: Descriptor, spec: ArraySpec) -> int:
-    """Cycles from a group's first read until its passes are listed, one a cycle and each once its plane is loaded."""
-    loaded = np.cumsum(layer.plane_loads(spec)) + LOAD_LATENCY
-    listed = 0
-    for entry in layer.passes:
-        listed = max(listed + 1, int(loaded[entry.plane]))
-    return max(listed + SCHEDULE_END, int(loaded[-1]))
+    first, period, passes = spec.columns + 1, layer.group_loads(spec) + spec.columns, len(layer.passes)
+    relist, shared = passes + SCHEDULE_END, passes + SCHEDULE_OVERHEAD
+    skips = layer.zero_skip(spec) == "skip"
+    return Pace(first, period, layer.ready_cycles(spec), relist if skips else 0, 0 if skips else shared)
 
 
 def write_offset(layer: Descriptor, spec: ArraySpec, column: Any, plane: Any) -> Any:

@@ -239,7 +239,7 @@ def listed_words(
         As :func:`timeline.part_work` takes it, of one run.
     """
     groups = -(-layer.pixels // spec.columns)
-    if spec.zero_skip != "skip" or active is None:
+    if layer.zero_skip(spec) != "skip" or active is None:
         return [tuple(layer.plane_words(spec))] * groups
     starts = np.arange(0, layer.pixels, spec.columns)
     bits = [np.bitwise_or.reduceat(words[:, 0], starts, axis=1) for words in active]
@@ -328,7 +328,7 @@ class _Part:
 
     def _schedules(self) -> Iterator[Slice]:
         layer, spec = self.layer, self.spec
-        skip, pace = spec.zero_skip == "skip", timeline.pace_of(layer, spec)
+        skip, pace = layer.zero_skip(spec) == "skip", timeline.pace_of(layer, spec)
         # A list is made from the cycle after the group's first read and the take of the group before; no group waits
         # for the array before that take.
         taken = np.append(self.pulse, self.take[:-1])

@@ -20,5 +20,5 @@ BANK = 16
 CODEBOOK_BITS_MAX = 4
 """Most bits of an index into a codebook."""
 
-VERSION = 3
+VERSION = 4
 """Version of this contract: of the register map, the descriptors and the Program file."""

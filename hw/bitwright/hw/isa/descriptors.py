@@ -1,5 +1,6 @@
 """Descriptors: header fields, their places and ranges, and what follows from them."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -8,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bitwright.hw.errors import BitwrightError
+from bitwright.hw.isa.constants import ZeroSkip
 from bitwright.hw.isa.passes import DOUBLES_MAX, Pass
 from bitwright.hw.isa.spec import ArraySpec
-from bitwright.hw.isa.timing import STREAM_OVERHEAD
+from bitwright.hw.isa.timing import LOAD_LATENCY, SCHEDULE_END, STREAM_OVERHEAD
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Field:
     bits: Literal[8, 16, 32] = 16
 
 
-FLAG_LAST, FLAG_RAW, FLAG_OFFSET, FLAG_COEFFICIENTS, FLAG_TABLE = 1, 2, 4, 8, 16
-"""Bits of the ``flags`` field: last layer; raw results; weights with an offset; counts times coefficients; code table.
+FLAG_LAST, FLAG_RAW, FLAG_OFFSET, FLAG_DENSE, FLAG_COEFFICIENTS, FLAG_TABLE = 1, 2, 4, 8, 16, 32
+"""Bits of the ``flags`` field: last layer; raw results; weights with an offset; no word is skipped; counts times
+coefficients; code table.
 
 With ``FLAG_OFFSET`` a set weight bit counts +1 and a clear one -1: the value is twice the sum less the column sum, or,
-with ``FLAG_COEFFICIENTS``, each count is taken so before it is multiplied.
+with ``FLAG_COEFFICIENTS``, each count is taken so before it is multiplied. With ``FLAG_DENSE`` an array that skips
+only gates, as one whose ``zero_skip`` is "gate" does.
 """
 
 CODE_TABLE_PLANES = 4
@@ -63,7 +67,9 @@ def descriptor_fields(spec: ArraySpec) -> tuple[Field, ...]:
     planes = spec.activation_planes_max
     output_width = max(derived.position_width, derived.result_address_width)
     most = min(0xFFFF, (1 << derived.position_width) - 1)  # nothing in memory has more of anything
-    flags = FLAG_LAST | FLAG_RAW | FLAG_OFFSET | ((FLAG_COEFFICIENTS | FLAG_TABLE) if spec.coefficient_bits else 0)
+    flags = FLAG_LAST | FLAG_RAW | FLAG_OFFSET | FLAG_DENSE
+    flags |= (FLAG_COEFFICIENTS | FLAG_TABLE) if spec.coefficient_bits else 0
+    bits = "1 last, 2 raw results, 4 weights with an offset, 8 no word is skipped, 16 coefficients, 32 code table"
 
     def position(name: str, meaning: str, width: int = derived.position_width) -> Field:
         return Field(name, 0, 0xFFFFFFFF, width, meaning, bits=32)
@@ -100,7 +106,7 @@ def descriptor_fields(spec: ArraySpec) -> tuple[Field, ...]:
         position("residual_plane_stride", "granules between planes of the residual"),
         position("output_base", "position of the first output pixel, or address of the first raw result", output_width),
         position("output_plane_stride", "granules between planes of the output"),
-        count("flags", 0, flags, "1 last, 2 raw results, 4 weights with an offset, 8 coefficients, 16 code table"),
+        count("flags", 0, flags, bits),
         count("passes", 1, derived.passes_max, "pass words that follow the header"),
         count("activation_planes", 1, planes, "planes of the input"),
         count("residual_planes", 0, planes if spec.residual else 0, "planes of the residual addend, 0 without one"),
@@ -239,6 +245,24 @@ class Descriptor:
     def group_loads(self, spec: ArraySpec) -> int:
         """Reads of activation memory, one a cycle, that load the windows of a pixel group."""
         return sum(self.plane_loads(spec))
+
+    def ready_cycles(self, spec: ArraySpec) -> int:
+        """Cycles from a group's first read until it is ready, its words listed, if nothing else holds that up.
+
+        Where words are skipped, passes are listed one a cycle, and each once its plane is loaded.
+        """
+        loaded = self.group_loads(spec) + LOAD_LATENCY
+        if self.zero_skip(spec) != "skip":
+            return loaded
+        planes = list(itertools.accumulate(self.plane_loads(spec)))
+        listed = 0
+        for entry in self.passes:
+            listed = max(listed + 1, planes[entry.plane] + LOAD_LATENCY)
+        return max(listed + SCHEDULE_END, loaded)
+
+    def zero_skip(self, spec: ArraySpec) -> ZeroSkip:
+        """What this layer does with words of zeros on such an array."""
+        return "gate" if spec.zero_skip == "skip" and self.flags & FLAG_DENSE else spec.zero_skip
 
     @property
     def pixels(self) -> int:

@@ -400,6 +400,11 @@ class Derived:
         return 2 if self.spec.pipelined else 1
 
     @property
+    def word_parts(self) -> int:
+        """Parts of a word that are counted for themselves, before they are added up."""
+        return 8 if self.spec.pipelined else 4
+
+    @property
     def raw_to_write(self) -> int:
         """Cycles from the step of a raw result in the drain to its write."""
         return RAW_TO_WRITE + self.turns - 1
