@@ -259,12 +259,10 @@ class ThresholdUnit(wiring.Component):
             in_turns(m, spec, node, Mux(stage.take, incoming, after), f"node_{number}", reset_less=True)
             incoming, incoming_address = after, self.base[number] | node
         # Above the code, its node has a leading one.
-        code, pool_min = Signal.like(self.code, reset_less=True), Signal.like(self.pool_min, reset_less=True)
         m.d.sync += [
-            code.eq(incoming & ((1 << self.planes) - 1)),
-            pool_min.eq((flags & THRESHOLD_POOL_MIN).any()),
+            self.code.eq(incoming & ((1 << self.planes) - 1)),
+            self.pool_min.eq((flags & THRESHOLD_POOL_MIN).any()),
         ]
-        m.d.comb += [self.code.eq(code), self.pool_min.eq(pool_min)]
         return m
 
 
