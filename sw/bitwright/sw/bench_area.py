@@ -344,9 +344,11 @@ GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
     "decoder": decoders,
     "nngen": beside_nngen,
     "tiny": lambda: machine("tiny", "up5k", 24, 24),
-    "edge": lambda: machine("edge", "85k", 80, 68),
+    "edge": lambda: machine("edge", "85k", 80, 72),
+    "edge-8": lambda: machine("edge", "85k-8", 80, 88),
     "icebreaker": lambda: on_board("icebreaker", "digits_cnn", 3, (1, 8, 8), 3),
     "ulx3s": lambda: on_board("ulx3s", "lenet5", 2, (1, 28, 28), 8),
+    "ecpix5": lambda: on_board("ecpix5", "lenet5", 2, (1, 28, 28), 8),
 }
 
 
