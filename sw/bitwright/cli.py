@@ -151,9 +151,11 @@ def compile_command(
             "weight_planes": info.weight_planes,
             "input_planes": info.input_planes,
             "descriptors": program.parts.count(number),
-            "passes": len(program.parsed[program.parts.index(number)].passes),
+            "passes": len(first.passes),
+            "zero_skip": first.zero_skip(program.spec),
         }
         for number, info in enumerate(program.layers)
+        for first in [program.parsed[program.parts.index(number)]]
     ]
     value = {
         "output": str(output),
@@ -167,7 +169,8 @@ def compile_command(
     }
 
     def table() -> Iterable[Table]:
-        found = Table("layer", "weight planes", "input planes", "descriptors", "passes", title=str(output))
+        names = "layer", "weight planes", "input planes", "descriptors", "passes", "words of zeros"
+        found = Table(*names, title=str(output))
         for layer in layers:
             found.add_row(*(str(cell) for cell in layer.values()))
         yield found

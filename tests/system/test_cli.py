@@ -154,6 +154,15 @@ def test_compiling_twice_gives_the_same_file(work, capsys):
     assert (work / "twice.bw").read_bytes() == (work / "net.bw").read_bytes()
 
 
+def test_compiling_tells_what_each_layer_does_with_words_of_zeros(work, capsys):
+    code, out, _ = bitwright(capsys, "compile", work / "run", "-o", work / "skips.bw", "--array", "demo", "--json")
+    program = Program.load(work / "skips.bw")
+    modes = [layer.zero_skip(program.spec) for layer in program.parsed]
+    assert code == 0
+    assert [layer["zero_skip"] for layer in json.loads(out)["layers"]] == modes
+    assert set(modes) <= {"skip", "gate"}
+
+
 def test_bits_instead_of_the_searched_ones(work, capsys):
     assert bitwright(capsys, "compile", work / "run", "-o", work / "eight.bw", "--bits", 8)[0] == 0
     assert [layer.weight_bits for layer in Program.load(work / "eight.bw").layers] == [8, 8]

@@ -12,12 +12,12 @@ from bitwright.hw.isa import ArraySpec, preset
 from bitwright.sim.backends import simulate
 from bitwright.sim.compare import compare
 from bitwright.sim.golden import execute
+from bitwright.sw.bench import bits_in_turn
 from bitwright.sw.config import load_config
 from bitwright.sw.data import load
 from bitwright.sw.lowering import lower, verify
 from bitwright.sw.models import build
 from bitwright.sw.quantize import Recipe, calibrate, quantize
-from bitwright.sw.stages import stages
 from bitwright.sw.training import load_model, train
 
 RECIPES = Path(__file__).parents[2] / "sw" / "recipes"
@@ -79,14 +79,7 @@ def test_networks_of_cifar_10(data_root: Path, statistics: torch.Generator, name
     model = build(kind, (3, 32, 32), 10)
     randomize_norms(model, statistics)
     if name == "resnet20 of 1 to 8 bits":
-        bits = (8, 2, 3, 4, 5, 6, 7, 1)
-        recipe = dataclasses.replace(
-            recipe,
-            layers={
-                stage.name: {"weight_bits": bits[index % 8], "activation_bits": bits[index // 2 % 8]}
-                for index, stage in enumerate(stages(model))
-            },
-        )
+        recipe = dataclasses.replace(recipe, layers=bits_in_turn(model))
     network = quantize(model, recipe)
     image = load("cifar-10", data_root).test_images[:1]
     calibrate(network, torch.from_numpy(image).float())

@@ -78,8 +78,8 @@ PARTS = {
     "up5k": Part(
         "iCE40 UP5K", "ice40", ("--up5k", "--package", "sg48"), 30 << 12, ("-device", "u", "-dsp", "-spram"), "ice40"
     ),
-    # The ECP5 form of the PEs is smaller, but its many short carry chains are placed far apart. Speed grade 6, the slowest,
-    # unless a part is named by its own; an ECP5-5G has 8.
+    # The ECP5 form of the PEs is smaller, but its many short carry chains are placed far apart. Speed grade 6 is the
+    # slowest; an ECP5-5G has 8.
     "85k": Part("ECP5-85F", "ecp5", ("--85k", "--package", "CABGA381"), 208 * 18 << 10),
     "85k-8": Part("ECP5-85F-8", "ecp5", ("--85k", "--speed", "8", "--package", "CABGA381"), 208 * 18 << 10),
     "um5g-85k": Part("ECP5UM5G-85F", "ecp5", ("--um5g-85k", "--package", "CABGA554"), 208 * 18 << 10),

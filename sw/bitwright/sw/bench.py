@@ -43,6 +43,7 @@ from bitwright.sw.quantize import Recipe, calibrate, quantize
 from bitwright.sw.quantizers import METHODS
 from bitwright.sw.runs import read_json, write_json
 from bitwright.sw.search import search
+from bitwright.sw.stages import stages
 from bitwright.sw.training import descend, make_optimizer, train
 
 ROOMY = ArraySpec(
@@ -56,6 +57,7 @@ ROOMY = ArraySpec(
     result_depth=1 << 12,
     window_depth=1 << 10,
     row_tiles_max=1 << 8,
+    accumulator_width=28,
 )
 """8 × 8 × 64 with memories for any network measured here."""
 
@@ -117,15 +119,31 @@ def cpu_seconds(function: Callable[[], object]) -> float:
 # Networks
 
 
+def bits_in_turn(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Layers of a recipe: weights of 8, 2, 3, 4, 5, 6, 7 and 1 bits in turn, and activations so for two layers each."""
+    bits = (8, 2, 3, 4, 5, 6, 7, 1)
+    return {
+        stage.name: {"weight_bits": bits[number % 8], "activation_bits": bits[number // 2 % 8]}
+        for number, stage in enumerate(stages(model))
+    }
+
+
 def network_program(
-    name: str, bits: int, in_shape: tuple[int, int, int], spec: ArraySpec, batch: int, input_bits: int = 8
+    name: str, bits: int | None, in_shape: tuple[int, int, int], spec: ArraySpec, batch: int, input_bits: int = 8
 ) -> Program:
-    """Program of a network with fresh weights: speed and cycles without zero skip do not depend on them."""
+    """Program of a network with fresh weights: speed and cycles without zero skip do not depend on them.
+
+    Without ``bits`` its layers have 1 to 8 in turn.
+    """
     torch.manual_seed(0)
-    activation = "hardtanh" if bits == 1 else "relu"
-    method = "dorefa" if bits > 1 else "sign"
-    recipe = Recipe(weights=method, activations=method, weight_bits=bits, activation_bits=bits, input_bits=input_bits)
-    network = quantize(models.build(name, in_shape, 10, activation=activation), recipe)
+    model = models.build(name, in_shape, 10, activation="hardtanh" if bits == 1 else "relu")
+    method = "sign" if bits == 1 else "dorefa"
+    recipe = Recipe(weights=method, activations=method, input_bits=input_bits)
+    if bits is None:
+        recipe = dataclasses.replace(recipe, layers=bits_in_turn(model))
+    else:
+        recipe = dataclasses.replace(recipe, weight_bits=bits, activation_bits=bits)
+    network = quantize(model, recipe)
     calibrate(network, torch.randint(0, 256, (32, *in_shape)).float())
     return lower(network, spec, in_shape, batch=batch)
 
@@ -191,14 +209,15 @@ def simulation() -> Iterator[Measurement]:
             yield Measurement("golden model against Verilator, digits_cnn", ratio, "×", ">= 100", "verilator")
 
 
-NETWORKS: tuple[tuple[str, tuple[int, int, int], int], ...] = (
+NETWORKS: tuple[tuple[str, tuple[int, int, int], int | None], ...] = (
     ("lenet5", (1, 28, 28), 2),
     ("cnv", (3, 32, 32), 1),
     ("cnv", (3, 32, 32), 2),
     ("resnet20", (3, 32, 32), 2),
     ("resnet20", (3, 32, 32), 4),
+    ("resnet20", (3, 32, 32), None),
 )
-"""Networks whose cycles are compared with the bound, and bits of all their layers."""
+"""Networks whose cycles are compared with the bound, and bits of all their layers, or None for 1 to 8 in turn."""
 
 
 def utilization() -> Iterator[Measurement]:
@@ -208,7 +227,7 @@ def utilization() -> Iterator[Measurement]:
     for spec, (name, in_shape, bits) in [*wide, (narrow, NETWORKS[0])]:
         program = network_program(name, bits, in_shape, spec, 8)
         run = estimate(program)
-        label = f"{name} W{bits}/A{bits}, 8 × 8 × {spec.lanes}, batch 8"
+        label = f"{name} {f'W{bits}/A{bits}' if bits else 'of 1 to 8 bits'}, 8 × 8 × {spec.lanes}, batch 8"
         bound = granularity_bound(program)
         reach = "<= 1.05" if spec is ROOMY else None
         yield Measurement(f"cycles, {label}", run.cycles / bound, "× the bound", reach, "granularity bound")
