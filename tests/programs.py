@@ -67,8 +67,7 @@ def with_dense(planned: Plan, dense: int) -> Plan:
     if planned.spec.zero_skip != "skip":
         return planned
     descriptors = [
-        replace(layer, fields=layer.fields | {"flags": layer.flags & ~FLAG_DENSE | FLAG_DENSE * (dense >> number & 1)})
-        for number, layer in enumerate(planned.descriptors)
+        layer.flagged(FLAG_DENSE, bool(dense >> number & 1)) for number, layer in enumerate(planned.descriptors)
     ]
     return replace(planned, descriptors=tuple(descriptors))
 

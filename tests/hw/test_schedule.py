@@ -169,12 +169,6 @@ def kept_fields(layer: Descriptor, spec: ArraySpec) -> dict[str, int]:
     return {name: value if value < 0 else value & kept[name] for name, value in layer.fields.items()}
 
 
-def dense(layer: Descriptor, flagged: bool) -> Descriptor:
-    """The layer, with ``FLAG_DENSE`` or without."""
-    flags = layer.flags & ~FLAG_DENSE | FLAG_DENSE * flagged
-    return dataclasses.replace(layer, fields=layer.fields | {"flags": flags})
-
-
 def random_arrivals(rng: random.Random, planes: int) -> list[int]:
     """Cycles in which planes arrive one after the other, faster or slower than their passes are listed."""
     slowest = rng.choice([1, 3, 20])
@@ -230,7 +224,7 @@ def test_without_skipping_passes_are_listed_once_a_layer(data, zero_skip, rng):
     """From the start of the layer, whatever the loader does; where the array could skip, in dense layers."""
     spec = dataclasses.replace(RESIDENT_CONTROL, zero_skip=zero_skip)
     layers = data.draw(st.lists(descriptors(spec), min_size=1, max_size=3))
-    layers = [dense(layer, zero_skip == "skip") for layer in layers]
+    layers = [layer.flagged(FLAG_DENSE, zero_skip == "skip") for layer in layers]
     waits = [rng.randrange(4) for _ in layers]
     seed = rng.getrandbits(32)
     dut, m = scheduler(spec, np.concatenate([layer.encode(spec) for layer in layers]))

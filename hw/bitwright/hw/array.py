@@ -9,7 +9,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.isa import ISSUE_TO_LOAD, ArraySpec
-from bitwright.hw.pe import BASE, COUNT_LATENCY, PopcountAccumulator, ProcessingElement
+from bitwright.hw.pe import BASE, COUNT_LATENCY, PARTS, PopcountAccumulator, ProcessingElement
 from bitwright.hw.popcount import Fabric
 
 OPERAND_TO_LOAD = ISSUE_TO_LOAD - 3
@@ -97,7 +97,8 @@ class PEArray(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
-        spec, stages, parts = self.spec, self.spec.derived.multiply_stages, self.spec.derived.word_parts
+        spec, stages = self.spec, self.spec.derived.multiply_stages
+        parts = 2 * PARTS if spec.pipelined else PARTS
         m = Module()
 
         # Operand registers keep still while no column has a word. Otherwise those of a column without one become zero:

@@ -185,8 +185,8 @@ class WindowPacker(wiring.Component):
             rest.eq(amount[:within]),
         ]
 
-        # Cycle 3. While nothing is read, nothing is begun: a group's windows are walked for longer than its columns
-        # wait here.
+        # Cycle 3. While nothing is read, words begun are dropped: those that a stopped run left are gone before the
+        # next one's first read, as windows are walked for at least as many cycles as there are columns here.
         begun = [Signal(lanes, name=f"begun_{turn}", reset_less=True) for turn in range(spec.columns_per_copy)]
         placed = Signal(lanes)
         m.d.comb += [

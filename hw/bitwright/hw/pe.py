@@ -16,7 +16,7 @@ COUNT_LATENCY = 2
 """Cycles from a word to its count: one to count its parts, one to add the counts up."""
 
 PARTS = 4
-"""Parts of a word that are counted for themselves; more of them are larger and faster."""
+"""Parts of a word that are counted for themselves, if nothing else is asked for; more are larger and faster."""
 
 
 class PopcountAccumulator(wiring.Component):

@@ -192,9 +192,7 @@ class _Planner:
                 base = half if index in self.streamed else None
                 descriptors.append(self._descriptor(part, *operands, stream_base=base))
                 parts.append(part)
-        descriptors[-1] = replace(
-            descriptors[-1], fields={**descriptors[-1].fields, "flags": descriptors[-1].flags | FLAG_LAST}
-        )
+        descriptors[-1] = descriptors[-1].flagged(FLAG_LAST)
         return Plan(
             self.spec,
             self.batch,
@@ -455,7 +453,7 @@ class _Planner:
             fields["stream_words"] = tiles * (plain_words + fields["index_planes"] * words)
         descriptor = Descriptor(fields=fields, passes=tuple(passes))
         if spec.zero_skip == "skip" and not skipping_pays(descriptor, spec):
-            descriptor = replace(descriptor, fields=fields | {"flags": flags | FLAG_DENSE})
+            descriptor = descriptor.flagged(FLAG_DENSE)
         try:
             descriptor.encode(spec)
         except BitwrightError as error:
@@ -549,5 +547,4 @@ def skipping_pays(layer: Descriptor, spec: ArraySpec) -> bool:
         # Two groups at a time: one is loaded while the other one is computed.
         return ready + groups * max(computing, period, (ready + computing) / 2)
 
-    dense = replace(layer, fields=layer.fields | {"flags": layer.flags | FLAG_DENSE})
-    return cycles(layer.ready_cycles(spec), SKIPPABLE) < cycles(dense.ready_cycles(spec), 0)
+    return cycles(layer.ready_cycles(spec), SKIPPABLE) < cycles(layer.flagged(FLAG_DENSE).ready_cycles(spec), 0)

@@ -313,8 +313,11 @@ class _Clock:
 
     def executions(self, runs: int) -> list[Execution]:
         """Time all runs."""
-        modes = [part.descriptor.zero_skip(self.program.spec) for part in self.parts]
-        works = [timeline.Work.join(*each) for each in zip(self.works, modes, strict=True)]
+        spec = self.program.spec
+        works = [
+            timeline.Work.join(works, part.descriptor.zero_skip(spec))
+            for works, part in zip(self.works, self.parts, strict=True)
+        ]
         outputs = {number: np.concatenate(parts) for number, parts in self.traced.items()}
         return timeline.run(self.program, runs, works, outputs)
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -259,6 +259,10 @@ class Descriptor:
         for entry in self.passes:
             listed = max(listed + 1, planes[entry.plane] + LOAD_LATENCY)
         return max(listed + SCHEDULE_END, loaded)
+
+    def flagged(self, flag: int, value: bool = True) -> "Descriptor":
+        """The same with this flag set, or clear."""
+        return replace(self, fields={**self.fields, "flags": self.flags & ~flag | flag * value})
 
     def zero_skip(self, spec: ArraySpec) -> ZeroSkip:
         """What this layer does with words of zeros on such an array."""

@@ -73,7 +73,8 @@ class ArraySpec:
         also spends no cycle on those.
     pipelined
         Whether there are registers on long ways, such as behind the threshold memories, where two columns then take
-        turns in a comparator: a faster clock in large parts, for flip-flops and a few cycles of each layer.
+        turns in a comparator, and PEs count words in more parts: a faster clock in large FPGAs, for more logic and a
+        few cycles of each layer.
     """
 
     rows: int = 8
@@ -398,11 +399,6 @@ class Derived:
     def turns(self) -> int:
         """Columns that take turns in a comparator of the drain."""
         return 2 if self.spec.pipelined else 1
-
-    @property
-    def word_parts(self) -> int:
-        """Parts of a word that are counted for themselves, before they are added up."""
-        return 8 if self.spec.pipelined else 4
 
     @property
     def raw_to_write(self) -> int:
