@@ -256,14 +256,14 @@ class Accelerator(wiring.Component):
         if spec.coefficient_bits:
             self._connect_coefficients(m, array, host, sequencer.layer, read_coefficient)
 
-        # The tile follows its last operation to the accumulators.
+        # The tile follows its last operation to the accumulators. (Without resets it takes more cells of an iCE40.)
         loading = Signal(1)
         tile = Signal(tile_layout(spec))
         m.d.comb += [loading.eq(issued.valid & issued.last), tile.eq(issuer.tile)]
         for stage in range(derived.issue_to_load):
             loading_next, tile_next = (
                 Signal(1, name=f"loading_{stage}"),
-                Signal(tile_layout(spec), name=f"tile_{stage}", reset_less=True),
+                Signal(tile_layout(spec), name=f"tile_{stage}", reset_less=spec.pipelined),
             )
             m.d.sync += [loading_next.eq(loading & ~host.clear), tile_next.eq(tile)]
             loading, tile = loading_next, tile_next
