@@ -38,12 +38,11 @@ def following(total, addend, width, operation):
     width=st.integers(10, 30),
     multiply_stages=st.sampled_from([0, 1]),
     fabric=st.sampled_from(["portable", "ice40"]),
-    parts=st.sampled_from([1, 4, 8]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=20, deadline=None)
-def test_popcounts_are_accumulated_by_horners_scheme(lanes, width, multiply_stages, fabric, parts, seed):
-    dut = PopcountAccumulator(lanes, width, multiply_stages, fabric, parts)
+def test_popcounts_are_accumulated_by_horners_scheme(lanes, width, multiply_stages, fabric, seed):
+    dut = PopcountAccumulator(lanes, width, multiply_stages, fabric)
     rng = random.Random(seed)
     words = [random_word(rng, lanes) for _ in range(80)]
     operations = random_operations(rng, len(words))
@@ -69,12 +68,11 @@ def test_popcounts_are_accumulated_by_horners_scheme(lanes, width, multiply_stag
     width=st.integers(10, 30),
     coefficient_bits=st.sampled_from([0, 0, 2, 8, 16]),
     fabric=st.sampled_from(["portable", "ice40"]),
-    parts=st.sampled_from([1, 4, 8]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=40, deadline=None)
-def test_pe_accumulates_counts_or_their_products(lanes, width, coefficient_bits, fabric, parts, seed):
-    dut = ProcessingElement(lanes, width, coefficient_bits, fabric, parts)
+def test_pe_accumulates_counts_or_their_products(lanes, width, coefficient_bits, fabric, seed):
+    dut = ProcessingElement(lanes, width, coefficient_bits, fabric)
     rng = random.Random(seed)
     words = [(random_word(rng, lanes), random_word(rng, lanes)) for _ in range(80)]
     operations = random_operations(rng, len(words))

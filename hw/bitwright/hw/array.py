@@ -9,7 +9,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.isa import ISSUE_TO_LOAD, ArraySpec
-from bitwright.hw.pe import BASE, COUNT_LATENCY, PARTS, PopcountAccumulator, ProcessingElement
+from bitwright.hw.pe import BASE, COUNT_LATENCY, PopcountAccumulator, ProcessingElement
 from bitwright.hw.popcount import Fabric
 
 OPERAND_TO_LOAD = ISSUE_TO_LOAD - 3
@@ -98,7 +98,6 @@ class PEArray(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         spec, stages = self.spec, self.spec.derived.multiply_stages
-        parts = 2 * PARTS if spec.pipelined else PARTS
         m = Module()
 
         # Operand registers keep still while no column has a word. Otherwise those of a column without one become zero:
@@ -133,7 +132,7 @@ class PEArray(wiring.Component):
         column_sums: list[Signal] = []
         sums: list[list[Signal]] = [[] for _ in range(spec.rows)]
         for column in range(spec.columns):
-            total = PopcountAccumulator(spec.lanes, spec.accumulator_width, stages, self.fabric, parts)
+            total = PopcountAccumulator(spec.lanes, spec.accumulator_width, stages, self.fabric)
             m.submodules[f"column_sum_{column}"] = total
             m.d.comb += [
                 total.word.eq(activations[column]),
@@ -143,7 +142,7 @@ class PEArray(wiring.Component):
             ]
             column_sums.append(total.sum)
             for row in range(spec.rows):
-                pe = ProcessingElement(spec.lanes, spec.accumulator_width, spec.coefficient_bits, self.fabric, parts)
+                pe = ProcessingElement(spec.lanes, spec.accumulator_width, spec.coefficient_bits, self.fabric)
                 m.submodules[f"pe_{row}_{column}"] = pe
                 m.d.comb += [
                     pe.activation.eq(activations[column]),

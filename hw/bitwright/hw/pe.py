@@ -16,7 +16,7 @@ COUNT_LATENCY = 2
 """Cycles from a word to its count: one to count its parts, one to add the counts up."""
 
 PARTS = 4
-"""Parts of a word that are counted for themselves, if nothing else is asked for; more are larger and faster."""
+"""Parts of a word that are counted for themselves."""
 
 
 class PopcountAccumulator(wiring.Component):
@@ -35,8 +35,6 @@ class PopcountAccumulator(wiring.Component):
         Cycles that the counts wait for the products of PEs with a multiplier.
     fabric
         Form of the counter.
-    parts
-        Parts of a word that are counted for themselves, before they are added up.
 
     Attributes
     ----------
@@ -67,11 +65,8 @@ class PopcountAccumulator(wiring.Component):
     count: Signal
     sum: Signal
 
-    def __init__(
-        self, lanes: int, width: int, multiply_stages: int = 0, fabric: Fabric = "portable", parts: int = PARTS
-    ) -> None:
+    def __init__(self, lanes: int, width: int, multiply_stages: int = 0, fabric: Fabric = "portable") -> None:
         self.lanes = lanes
-        self.parts = parts
         self.width = width
         self.multiply_stages = multiply_stages
         self.fabric: Fabric = fabric
@@ -90,7 +85,7 @@ class PopcountAccumulator(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         m = Module()
-        count, negative = _count(m, self.word, None, self.ignore, self.negate, self.fabric, self.parts)
+        count, negative = _count(m, self.word, None, self.ignore, self.negate, self.fabric)
         m.d.comb += self.count.eq(count)
         for stage in range(self.multiply_stages):
             count_next = Signal.like(count, name=f"count_{stage}", reset_less=True)
@@ -120,8 +115,6 @@ class ProcessingElement(wiring.Component):
         Bits of a coefficient; 0 leaves the multiplier out, and the members that only it needs.
     fabric
         Form of the counter.
-    parts
-        Parts of a word that are counted for themselves, before they are added up.
 
     Attributes
     ----------
@@ -156,11 +149,8 @@ class ProcessingElement(wiring.Component):
     column_count: Signal
     sum: Signal
 
-    def __init__(
-        self, lanes: int, width: int, coefficient_bits: int = 0, fabric: Fabric = "portable", parts: int = PARTS
-    ) -> None:
+    def __init__(self, lanes: int, width: int, coefficient_bits: int = 0, fabric: Fabric = "portable") -> None:
         self.lanes = lanes
-        self.parts = parts
         self.width = width
         self.coefficient_bits = coefficient_bits
         self.fabric: Fabric = fabric
@@ -182,7 +172,7 @@ class ProcessingElement(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         m = Module()
-        count, negative = _count(m, self.activation, self.weight, self.ignore, self.negate, self.fabric, self.parts)
+        count, negative = _count(m, self.activation, self.weight, self.ignore, self.negate, self.fabric)
         addend, carry = Cat(count, negative).as_signed(), negative
         if self.coefficient_bits:
             # As -x is the inverse of x and 1: 2·count is the count with its sign below the lowest bit; what is
@@ -198,10 +188,10 @@ class ProcessingElement(wiring.Component):
 
 
 def _count(
-    m: Module, first: Value, second: Value | None, ignore: Value, negate: Value, fabric: Fabric, parts: int
+    m: Module, first: Value, second: Value | None, ignore: Value, negate: Value, fabric: Fabric
 ) -> tuple[Signal, Signal]:
     """Registers of a count, inverted if ``negate``, and of its sign; both 0 with ``ignore``."""
-    size = -(-len(first) // parts)
+    size = -(-len(first) // PARTS)
     terms: list[Any] = []
     for start in range(0, len(first), size):
         part = slice(start, start + size)

@@ -73,8 +73,7 @@ class ArraySpec:
         also spends no cycle on those.
     pipelined
         Whether there are registers on long ways, such as behind the threshold memories, where two columns then take
-        turns in a comparator, and PEs count words in more parts: a faster clock in large FPGAs, for more logic and a
-        few cycles of each layer.
+        turns in a comparator: a faster clock in large parts, for flip-flops and a few cycles of each layer.
     """
 
     rows: int = 8
