@@ -306,6 +306,9 @@ def place_and_route(netlist: Netlist, part: Part, frequency: float, constraints:
     """
     check_size(netlist, part, constraints)
     arguments = ["--freq", f"{frequency:g}", "--timing-allow-fail", *_constraints(netlist, constraints)]
+    if part.family == "ice40":
+        # In a part that is nearly full the router does not come to an end from every placement; from this one it does.
+        arguments += ["--seed", "1"]
     if part.family == "ecp5":
         # Of nextpnr's two routers the second one takes minutes for a large design, the first one an hour.
         arguments += ["--router", "router2"]
