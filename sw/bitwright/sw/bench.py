@@ -409,7 +409,7 @@ def _parts_of(found: Toggles) -> dict[str, int]:
 
 
 def zero_skip(folder: Path) -> Iterator[Measurement]:
-    """Cycles that the demo takes if words of zeros are skipped, and the share of words that may be."""
+    """Cycles that the demo takes on an array that skips words of zeros, and the share of words that it skips."""
     from bitwright.sw.commands import compile_run, images_for
 
     totals = {}
@@ -419,7 +419,7 @@ def zero_skip(folder: Path) -> Iterator[Measurement]:
         totals[mode] = {name: sum(run.counters[name] for run in runs) for name in ("cycles", "busy", "skipped")}
     skippable = totals["skip"]["skipped"] / (totals["gate"]["busy"] or 1)
     cycles = totals["skip"]["cycles"] / totals["gate"]["cycles"]
-    yield Measurement("words that are zero in all columns, digits, batch 1", 100 * skippable, "%")
+    yield Measurement("words skipped, digits, batch 1", 100 * skippable, "%")
     yield Measurement("cycles with zero skip, digits, batch 1", cycles, "×", "<= 1", "zero_skip = gate")
 
 
