@@ -273,7 +273,6 @@ def test_the_loader_comes_to_an_end(tmp_path):
 
 
 LOADER_FAULTS = [
-    ("occupied[self.issuing].eq(0)", "occupied[self.issuing].eq(1)"),
     ("with m.If(walked == spec.columns - 1):", "with m.If(walked == spec.columns):"),
     ("reads.step.eq(self.loading & last_turn)", "reads.step.eq(self.loading & ~last_turn)"),
 ]
