@@ -94,21 +94,23 @@ def count_products(m: Module, first: Value, second: Value, name: str) -> Value:
     return build([(first[lane], second[lane]) for lane in range(len(first))])
 
 
-def accumulate(m: Module, kept: Value, added: Value, carry: Value, name: str) -> Value:
-    """Sum of two numbers of equal width and a carry, modulo ``2**width``.
+def add(m: Module, first: Value, second: Value, carry: Value, width: int, name: str) -> Value:
+    """Sum of two unsigned numbers and a carry, modulo ``2**width``.
 
     Parameters
     ----------
     m
         Module to which the primitives are added.
-    kept, added
-        The numbers.
+    first, second
+        The numbers, the longer of which has at least ``width - 1`` bits.
     carry
         One bit.
+    width
+        Bits of the sum.
     name
         Prefix of signals and instances.
     """
-    return _Chains(m, name).make(_adder(_start(carry, _ONE), kept, added, len(kept)))[0]
+    return _Chains(m, name).make(_adder(_start(carry, _ONE), first, second, width))[0]
 
 
 def _leaf(products: Sequence[Product]) -> list[_Half]:

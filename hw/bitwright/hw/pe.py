@@ -201,13 +201,22 @@ def _count(
         m.d.sync += term.eq(counted)
         terms.append(term)
     while len(terms) > 1:
-        terms = [sum(terms[place : place + 2]) for place in range(0, len(terms), 2)]
+        rest = terms[len(terms) & ~1 :]
+        pairs = zip(terms[::2], terms[1::2], strict=False)
+        terms = [*(_added(m, *pair, fabric, f"sum_{len(terms)}_{place}") for place, pair in enumerate(pairs)), *rest]
     width = len(first).bit_length()
     count, negative = Signal(width, reset_less=True), Signal(reset_less=True)
     m.d.sync += [count.eq(terms[0] ^ negate.replicate(width)), negative.eq(negate)]
     with m.If(ignore):  # a synchronous reset, which flip-flops have
         m.d.sync += [count.eq(0), negative.eq(0)]
     return count, negative
+
+
+def _added(m: Module, first: Value, second: Value, fabric: Fabric, name: str) -> Value:
+    """Sum of two counts."""
+    if fabric == "ecp5":
+        return ecp5.add(m, first, second, Const(0, 1), max(len(first), len(second)) + 1, name)
+    return first + second
 
 
 def _accumulate(m: Module, base: "data.View[Any]", addend: Value, carry: Value, width: int, fabric: Fabric) -> Value:
@@ -222,7 +231,7 @@ def _accumulate(m: Module, base: "data.View[Any]", addend: Value, carry: Value, 
         kept = Signal(width)
         m.d.comb += kept.eq(Mux(base.clear, 0, Mux(base.double, total << 1, total)))
         if fabric == "ecp5":
-            m.d.comb += following.eq(ecp5.accumulate(m, kept, added, carry, "accumulate"))
+            m.d.comb += following.eq(ecp5.add(m, kept, added, carry, width, "accumulate"))
         else:
             m.d.comb += following.eq(kept + added + carry)
     with m.If(base.valid):

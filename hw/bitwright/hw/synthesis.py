@@ -230,7 +230,11 @@ def synthesize(design: str, family: Family, cache: Path, arguments: Sequence[str
     BitwrightError
         If the tool is missing or fails.
     """
-    command = " ".join([_SYNTHESIS[family], *arguments])
+    command = " ".join([_SYNTHESIS[family], *arguments, "-top top"])
+    if family == "ecp5":
+        # By itself Yosys maps with ABC9 here, whose &mfs takes sums' bits for constants that are none, in some runs and
+        # not in others: https://github.com/YosysHQ/yosys/issues/5777 is alike.
+        command = f"{command} -run :map_luts; abc -dress -lut 4; clean; {command} -run map_cells:"
     folder = cache / _key(version("yosys"), _COLLISIONS, command, design)
     if not folder.is_dir():
         with replacing(folder) as temporary:
@@ -238,7 +242,7 @@ def synthesize(design: str, family: Family, cache: Path, arguments: Sequence[str
             (temporary / "design.il").write_text(design)
             # Yosys loses track of bits if a field of a signal is named like a bit of it.
             rename = r"rename -hide w:*\[*"
-            script = f"read_rtlil design.il; {rename}; {_COLLISIONS}; {command} -top top; write_json netlist.json"
+            script = f"read_rtlil design.il; {rename}; {_COLLISIONS}; {command}; write_json netlist.json"
             run("yosys", ["-q", "-p", script], temporary)
             netlist = json.loads((temporary / "netlist.json").read_text())
             module = netlist["modules"]["top"]
@@ -490,6 +494,9 @@ def _open_carries(module: dict[str, Any]) -> None:
         if cell["type"] != "CCU2C":
             continue
         pins = cell["connections"]
+        for pin, direction in (("CIN", "input"), ("COUT", "output")):
+            pins.setdefault(pin, ["x"])
+            cell["port_directions"].setdefault(pin, direction)
         if not used[pins["COUT"][0]]:
             pins["COUT"] = ["x"]
         if pins["CIN"][0] in ("0", "1", "x") and not used[pins["S0"][0]] and not _lets_carry_through(cell):
