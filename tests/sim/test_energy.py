@@ -177,7 +177,24 @@ def test_dynamic_energy_by_hand(program, executions):
     assert found["activation memory", "write"].pj == pytest.approx(count["writes"] * bank)
     # Each of 2 planes of 9 channels in 12 rows of each of 64 pixels is decided by one comparison.
     assert found["thresholds", "compare"].count == 2 * 12 * 64
+    # Sums of 2 columns in 4 rows and below: copied for 3 row tiles of 2 × 16 groups, selected for each of 64 pixels.
+    held = SPEC.accumulator_width * 5 * 2
+    assert found["drain", "sum registers"].pj == pytest.approx(3 * 2 * 16 * held * table["register_bit"])
+    assert found["drain", "select a column"].pj == pytest.approx(3 * 64 * held * table["and_bit"])
     assert ("fetch", "word list read") not in found
+
+
+def test_comparators_of_a_pipelined_array_have_registers():
+    def thresholds(spec):
+        report = estimate_plan(plan(shapes((3, 6, 6), LAYERS), spec, input_bits=8))
+        return {event: (entry.count, entry.each_pj) for (part, event), entry in entries_of(report, "layer0").items()
+                if part == "thresholds"}, report.table  # fmt: skip
+
+    plain, table = thresholds(SPEC)
+    pipelined, _ = thresholds(dataclasses.replace(SPEC, pipelined=True))
+    registers = pipelined.pop("registers")
+    assert pipelined == plain
+    assert registers == (plain["compare"][0], pytest.approx(3 * SPEC.accumulator_width * table["register_bit"]))
 
 
 def test_energy_follows_the_memories():

@@ -128,14 +128,17 @@ def _part_entries(spec: ArraySpec, name: str, part: PartActivity, table: EnergyT
         yield entry("fetch", "word list write", listed, each)
         yield entry("fetch", "word list read", words, each)
 
-    # The drain chain, of rows + 1 accumulators a column, is loaded for each row tile and shifts once a pixel.
-    moves = layer.row_tiles * (groups + part.runs * layer.pixels)
-    yield entry("drain", "chain registers", moves, register * accumulator * (rows + 1) * columns)
+    # The sums of a tile, rows + 1 accumulators a column, are copied, and one column after the other is selected.
+    held = accumulator * (rows + 1) * columns
+    yield entry("drain", "sum registers", layer.row_tiles * groups, register * held)
+    yield entry("drain", "select a column", layer.row_tiles * part.runs * layer.pixels, table["and_bit"] * held)
     pair = 2 * accumulator  # both thresholds that may be next are read
     # The counter is of one comparator; together the comparators of a row decide every plane of a code.
     compares = count["compares"] // layer.drain_steps(spec) * layer.output_planes * rows
     yield entry("thresholds", "read", compares, table.sram(spec.threshold_depth * accumulator, pair))
     yield entry("thresholds", "compare", compares, table.add(accumulator))
+    if derived.turns == 2:  # what is read, and the value that it is compared with, wait for a turn
+        yield entry("thresholds", "registers", compares, register * (pair + accumulator))
     if layer.raw:
         each = table.sram(spec.result_depth * accumulator, accumulator)
         yield entry("drain", "result write", count["writes"], each)
