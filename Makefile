@@ -45,7 +45,7 @@ $(VENV)/.ready-docs: $(VENV)/.ready
 demo: $(VENV)/.ready
 	$(BIN)/python -m bitwright.sw.demo build/demo
 
-test: $(VENV)/.ready
+test: $(VENV)/.ready-synth
 	$(BIN)/python -m pytest -n auto --hypothesis-profile=ci -m "not slow"
 
 test-all: $(VENV)/.ready-synth

