@@ -244,7 +244,7 @@ MUTATIONS = (
     Mutation("address of an output pixel", "drain.py", "position + layer.output_granules", "position"),
     Mutation("pixels of every tile counted", "drain.py", "Mux(pixel_done & tile.first, ", "Mux(pixel_done, "),
     Mutation("row tiles at one place", "drain.py", "tile_position + Mux(raw, ", "tile_position + 0 * Mux(raw, "),
-    Mutation("layers at one place", "drain.py", "m.d.sync += fresh.eq(1)", "m.d.sync += fresh.eq(0)"),
+    Mutation("layers at one place", "drain.py", "m.d.sync += untouched.eq(1)", "m.d.sync += untouched.eq(0)"),
     Mutation("a raw result too many", "drain.py", "raw_number < first_column.rows", "raw_number <= first_column.rows"),
     Mutation("layer ends a column early", "drain.py", "tile.last & taken.tile_last", "tile.last"),
     # The whole.

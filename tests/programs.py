@@ -100,7 +100,7 @@ def random_program(
     batch
         Images of one run.
     dense
-        As :func:`with_dense` takes it.
+        As :func:`with_dense` takes it: as it is, no layer is dense, whatever pays.
     """
     planned = with_dense(plan(shapes(in_shape, layers), spec, input_bits=input_bits, batch=batch), dense)
     weights, thresholds = [], []

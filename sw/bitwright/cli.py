@@ -150,12 +150,12 @@ def compile_command(
             "name": info.name,
             "weight_planes": info.weight_planes,
             "input_planes": info.input_planes,
-            "descriptors": program.parts.count(number),
-            "passes": len(first.passes),
-            "zero_skip": first.zero_skip(program.spec),
+            "descriptors": len(parts),
+            "passes": len(parts[0].passes),
+            "zero_skip": sorted({part.zero_skip(program.spec) for part in parts}),
         }
         for number, info in enumerate(program.layers)
-        for first in [program.parsed[program.parts.index(number)]]
+        for parts in [[part for part, layer in zip(program.parsed, program.parts, strict=True) if layer == number]]
     ]
     value = {
         "output": str(output),
@@ -172,7 +172,7 @@ def compile_command(
         names = "layer", "weight planes", "input planes", "descriptors", "passes", "words of zeros"
         found = Table(*names, title=str(output))
         for layer in layers:
-            found.add_row(*(str(cell) for cell in layer.values()))
+            found.add_row(*(", ".join(cell) if isinstance(cell, list) else str(cell) for cell in layer.values()))
         yield found
         spec = program.spec
         yield from _pairs(

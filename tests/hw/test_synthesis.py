@@ -32,7 +32,7 @@ from netlist import gates_of_design, gates_of_netlist  # noqa: E402
 
 FAMILIES = ("ecp5", "ice40", pytest.param("xilinx7", marks=pytest.mark.slow))
 LARGE_PART = pytest.mark.slow
-"""Reading all that nextpnr knows of one."""
+"""It takes nextpnr long to read what it knows of the part."""
 NO_DSP = {"xilinx7": ["-nodsp"], "ecp5": ["-nodsp"], "ice40": []}
 
 
@@ -189,11 +189,11 @@ def test_unused_carries_of_ecp5_take_no_cells(tmp_path):
     assert used.luts == cells.count("LUT4") + 2 * cells.count("CCU2C") + constants
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_equal_designs_become_equal_netlists(family, tmp_path):
-    design = design_text(PopcountAccumulator(64, 20, 1, family))
-    first, second = (synthesize(design, family, tmp_path / f"cache_{run}").path.read_text() for run in range(2))
-    assert first == second
+def test_equal_designs_become_equal_netlists(tmp_path):
+    """Of a design that ABC9 makes one of two netlists of, one of them wrong."""
+    design = design_text(PopcountAccumulator(64, 20, 1, "ecp5"))
+    first, *others = (synthesize(design, "ecp5", tmp_path / f"cache_{run}").path.read_text() for run in range(5))
+    assert others == [first] * 4
 
 
 def test_nothing_is_synthesized_twice(tmp_path, monkeypatch):

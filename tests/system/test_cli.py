@@ -14,6 +14,7 @@ import pytest
 from bitwright import cli
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa import ArraySpec, preset
+from bitwright.hw.planner import plan
 from bitwright.hw.program import Program
 from bitwright.sim import tools
 from bitwright.sim.backends import BACKENDS
@@ -154,13 +155,16 @@ def test_compiling_twice_gives_the_same_file(work, capsys):
     assert (work / "twice.bw").read_bytes() == (work / "net.bw").read_bytes()
 
 
-def test_compiling_tells_what_each_layer_does_with_words_of_zeros(work, capsys):
-    code, out, _ = bitwright(capsys, "compile", work / "run", "-o", work / "skips.bw", "--array", "demo", "--json")
-    program = Program.load(work / "skips.bw")
-    modes = [layer.zero_skip(program.spec) for layer in program.parsed]
+def test_compiling_tells_what_each_layer_does_with_words_of_zeros(work, capsys, monkeypatch):
+    arguments = "compile", work / "run", "-o", work / "skips.bw", "--array", "demo"
+    monkeypatch.setattr(f"{plan.__module__}.skipping_pays", lambda layer, _: not layer.raw)
+    code, out, _ = bitwright(capsys, *arguments, "--json")
     assert code == 0
-    assert [layer["zero_skip"] for layer in json.loads(out)["layers"]] == modes
-    assert set(modes) <= {"skip", "gate"}
+    assert [layer["zero_skip"] for layer in json.loads(out)["layers"]] == [["skip"], ["gate"]]
+    modes = [layer.zero_skip(preset("demo")) for layer in Program.load(work / "skips.bw").parsed]
+    assert modes == ["skip", "gate"]
+    _, out, _ = bitwright(capsys, *arguments)
+    assert [mode for line in out.splitlines() for mode in ("skip", "gate") if line.rstrip(" │").endswith(mode)] == modes
 
 
 def test_bits_instead_of_the_searched_ones(work, capsys):

@@ -391,10 +391,15 @@ class Accelerator(wiring.Component):
             write_word = Mux(host.busy, streamer.write_word, write_word)
             write_row = Mux(host.busy, streamer.write_row, write_row)
             write = write | streamer.write
+            if not spec.pipelined:
+                width = derived.weight_address_width
+                place = Cat(write_address[:width], write_row)
+                place, write_word, write = _near(m, place, write_word, write, "weight_write")
+                write_address, write_row = place[:width], place[width:]
         for row in range(spec.rows):
             row_address, row_word = write_address[: derived.weight_address_width], write_word
             row_write: Value = write & (write_row == row)
-            if spec.weight_stream or spec.pipelined:
+            if spec.pipelined:
                 row_address, row_word, row_write = _near(m, row_address, row_word, row_write, f"weight_{row}")
             m.submodules[f"weights_{row}"] = weights = memory.Memory(shape=spec.lanes, depth=spec.weight_depth, init=[])
             weight_read, weight_write = weights.read_port(), weights.write_port()

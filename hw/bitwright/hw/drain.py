@@ -287,11 +287,11 @@ class Drain(wiring.Component):
     layer : ``In(descriptor_layout(spec))``
         Descriptor; constant from the layer's first load to ``layer_done``.
     load : ``In(1)``, tile : ``In(tile_layout(spec))``
-        The array loads its chain in this cycle, with the sums of this tile.
+        The array copies its sums in this cycle, which are those of this tile.
     sums, column_sum
-        Head of the chain, from the cycle after ``load``.
+        Those of one column; of the first one from the cycle after ``load``.
     shift : ``Out(1)``
-        Move the chain, unless it is loaded.
+        Show those of the next column, unless sums are being copied.
     threshold_address : ``Out(drain_planes × rows × threshold_word_width)``
         Pair to read of each row's threshold memory, for each comparator.
     thresholds : ``In(drain_planes × rows × threshold_layout(spec))``
@@ -426,7 +426,7 @@ class Drain(wiring.Component):
             ]
 
         # A group goes on where the one before it ended, its row tiles lie side by side.
-        fresh = Signal(init=1)  # no tile of the layer has come
+        untouched = Signal(init=1)  # no tile of the layer has come
         tile_position, group_end = (Signal(position_width, reset_less=True) for _ in range(2))
         next_pixel = Signal(position_width)  # where the next output pixel begins
         next_group = Signal(position_width)
@@ -437,7 +437,7 @@ class Drain(wiring.Component):
             next_group.eq(Mux(pixel_done & tile.first, next_pixel, group_end)),
             first_position.eq(
                 Mux(
-                    fresh,
+                    untouched,
                     layer.output_base,
                     Mux(
                         self.tile.first,
@@ -450,7 +450,7 @@ class Drain(wiring.Component):
         m.d.sync += group_end.eq(next_group)
         with m.If(self.load):
             m.d.sync += [
-                fresh.eq(0),
+                untouched.eq(0),
                 tile_position.eq(first_position),
                 position.eq(first_position),
                 number.eq(Mux(self.tile.first, 0, number + 1)),
@@ -463,12 +463,12 @@ class Drain(wiring.Component):
                     )
                 ),
             ]
-            with m.If(fresh):
+            with m.If(untouched):
                 m.d.sync += group_end.eq(layer.output_base)
         with m.Elif(pixel_done):
             m.d.sync += position.eq(next_pixel)
         with m.If(self.layer_done):
-            m.d.sync += fresh.eq(1)
+            m.d.sync += untouched.eq(1)
 
         # The complement of each row's value, and what goes along with the column: held for raw results, in the first
         # comparator in turns. With turns, sums are taken in a cycle earlier, on the way to the column's first turn.
@@ -483,16 +483,18 @@ class Drain(wiring.Component):
         first_column = Signal(column_layout, name="column_0", reset_less=True)
         coming = Mux(take, taken.as_value(), first_column.as_value())
         if in_turns_of_two:
-            arrived, column_sum = Signal.like(complements), Signal.like(self.column_sum, reset_less=True)
-            arriving, fresh = Signal(column_layout, reset_less=True), Signal()
-            coming = arriving.as_value()
+            early_sums, column_sum = Signal.like(complements), Signal.like(self.column_sum, reset_less=True)
+            early_column, just_taken = Signal(column_layout, reset_less=True), Signal()
+            coming = early_column.as_value()
             with m.If(take):
-                m.d.sync += [arrived.eq(self.sums), column_sum.eq(self.column_sum), arriving.eq(taken)]
+                m.d.sync += [early_sums.eq(self.sums), column_sum.eq(self.column_sum), early_column.eq(taken)]
             with m.Elif(~raw):  # the other column's
-                m.d.sync += [arrived.eq(complements), arriving.eq(first_column)]
-            m.d.sync += [fresh.eq(take), first_column.eq(arriving)]
+                m.d.sync += [early_sums.eq(complements), early_column.eq(first_column)]
+            m.d.sync += [just_taken.eq(take), first_column.eq(early_column)]
             for row in range(spec.rows):
-                m.d.sync += complements[row].eq(Mux(fresh | raw, complement(arrived[row], column_sum), arrived[row]))
+                m.d.sync += complements[row].eq(
+                    Mux(just_taken | raw, complement(early_sums[row], column_sum), early_sums[row])
+                )
         else:
             with m.If(take):
                 m.d.sync += first_column.eq(taken)
@@ -501,11 +503,11 @@ class Drain(wiring.Component):
 
         # Columns in the comparators, and the one whose turn it is in the last comparator in the next cycle.
         columns = [first_column]
-        for number in range(1, spec.drain_planes):
-            column = Signal(column_layout, name=f"column_{number}", reset_less=True)
-            following = Mux(control.stages[number].take, columns[-1].as_value(), column.as_value())
-            coming = in_turns(m, spec, column.as_value(), following, f"column_{number}", reset_less=True)
-            columns.append(column)
+        for comparator in range(1, spec.drain_planes):
+            compared = Signal(column_layout, name=f"column_{comparator}", reset_less=True)
+            following = Mux(control.stages[comparator].take, columns[-1].as_value(), compared.as_value())
+            coming = in_turns(m, spec, compared.as_value(), following, f"column_{comparator}", reset_less=True)
+            columns.append(compared)
 
         # Search.
         codes, pool_mins = [], []
@@ -517,11 +519,11 @@ class Drain(wiring.Component):
                 unit.complement.eq(complements[row]),
                 unit.first.eq(threshold_address),
             ]
-            for number, column in enumerate(columns):
+            for comparator, compared in enumerate(columns):
                 m.d.comb += [
-                    unit.base[number].eq(column.threshold_address),
-                    self.threshold_address[number][row].eq(unit.address[number]),
-                    unit.pairs[number].eq(self.thresholds[number][row]),
+                    unit.base[comparator].eq(compared.threshold_address),
+                    self.threshold_address[comparator][row].eq(unit.address[comparator]),
+                    unit.pairs[comparator].eq(self.thresholds[comparator][row]),
                 ]
             codes.append(unit.code)
             pool_mins.append(unit.pool_min)

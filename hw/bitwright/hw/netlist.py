@@ -10,7 +10,8 @@ from typing import Any, Literal
 from bitwright.hw.accelerator import Accelerator
 from bitwright.hw.files import replacing
 from bitwright.hw.isa import ArraySpec
-from bitwright.hw.synthesis import Netlist, design_text, run, synthesize, version
+from bitwright.hw.popcount import Fabric
+from bitwright.hw.synthesis import PARTS, Netlist, design_text, run, synthesize, version
 from bitwright.hw.verilog import TOP
 
 NetlistFamily = Literal["ice40", "ecp5"]
@@ -35,7 +36,7 @@ def accelerator_netlist(spec: ArraySpec, family: NetlistFamily, cache: Path) -> 
     spec
         Array parameters.
     family
-        Fabric; the arithmetic has the form for it.
+        Fabric; the arithmetic has the form that its parts get.
     cache
         Folder that keeps netlists.
 
@@ -44,7 +45,8 @@ def accelerator_netlist(spec: ArraySpec, family: NetlistFamily, cache: Path) -> 
     BitwrightError
         If Yosys is missing or fails.
     """
-    netlist = synthesize(design_text(Accelerator(spec, family)), family, cache, _WITHOUT_MODEL[family])
+    fabric: Fabric = next(part.fabric for part in PARTS.values() if part.family == family)
+    netlist = synthesize(design_text(Accelerator(spec, fabric)), family, cache, _WITHOUT_MODEL[family])
     return netlist_verilog(netlist, TOP)
 
 

@@ -494,7 +494,7 @@ def _open_carries(module: dict[str, Any]) -> None:
         if cell["type"] != "CCU2C":
             continue
         pins = cell["connections"]
-        for pin, direction in (("CIN", "input"), ("COUT", "output")):
+        for pin, direction in (("CIN", "input"), ("COUT", "output")):  # ends without a pin are open, too
             pins.setdefault(pin, ["x"])
             cell["port_directions"].setdefault(pin, direction)
         if not used[pins["COUT"][0]]:

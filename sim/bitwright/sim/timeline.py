@@ -425,12 +425,11 @@ def _issues(
         Of loading and listing.
     """
     loads, takes, issues = [], [], []
-    first, period, lead, relist, shared = pace
     last = before = drained = operations[0] * 0 - 1  # of the group before, and of the one before that
-    load, take = last + 1 + first - period, last + 1 + shared - relist
+    load, take = last + 1 + pace.first - pace.period, last + 1 + pace.shared - pace.relist
     for number, draining in zip(operations, drain, strict=True):
-        load = maximum(load + period, before + 1)
-        take = maximum(maximum(load + lead, last), take + relist)
+        load = maximum(load + pace.period, before + 1)
+        take = maximum(maximum(load + pace.load, last), take + pace.relist)
         issue = maximum(take + number, drained)
         before = last
         last = issue + (tiles - 1) * maximum(number, draining)

@@ -65,7 +65,8 @@ EVENTS_MAX = 200_000
 """About as many events are written where the user names no number: some 30 MB."""
 
 LOAD_TO_COMPARE = 2
-"""Cycles from the load of a row tile's sums into the drain to its first comparison or first raw result."""
+"""Cycles from the load of a row tile's sums into the drain to its first comparison or first raw result; one more in a
+pipelined array."""
 
 
 @dataclass(frozen=True)

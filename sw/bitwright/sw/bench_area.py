@@ -344,7 +344,7 @@ GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
     "decoder": decoders,
     "nngen": beside_nngen,
     "tiny": lambda: machine("tiny", "up5k", 24, 24),
-    "edge": lambda: machine("edge", "85k", 80, 72),
+    "edge": lambda: machine("edge", "85k", 80, 64),
     "edge-8": lambda: machine("edge", "85k-8", 80, 80),
     "icebreaker": lambda: on_board("icebreaker", "digits_cnn", 3, (1, 8, 8), 3),
     "ulx3s": lambda: on_board("ulx3s", "lenet5", 2, (1, 28, 28), 8),

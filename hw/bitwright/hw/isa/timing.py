@@ -23,7 +23,7 @@ ISSUE_TO_LOAD = 7
 """PE array: from the issue of a tile's last operation to the load of its sums into the drain; see `Derived`."""
 
 DRAIN_TO_WRITE = 4
-"""Drain: beside the steps of a column in all comparators, from the load of its sums to its first write."""
+"""Drain: beside the steps of a column in all comparators, from the load of its sums to its first request to write."""
 
 RAW_TO_WRITE = 1
 """Drain: from the step of a raw result to its write; see `Derived`."""
