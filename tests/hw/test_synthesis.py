@@ -1,10 +1,11 @@
 # amaranth: UnusedElaboratable=no
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import Const, Module, Signal, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -194,6 +195,42 @@ def test_equal_designs_become_equal_netlists(tmp_path):
     design = design_text(PopcountAccumulator(64, 20, 1, "ecp5"))
     first, *others = (synthesize(design, "ecp5", tmp_path / f"cache_{run}").path.read_text() for run in range(5))
     assert others == [first] * 4
+
+
+class Memories(wiring.Component):
+    """Memories at one address, which is in a register."""
+
+    def __init__(self, number):
+        self.number = number
+        super().__init__({"address": In(10), "write": In(1), "data": In(18), "output": Out(18)})
+
+    def elaborate(self, platform):
+        m = Module()
+        address, output = Signal(10), Const(0, 18)
+        m.d.sync += address.eq(self.address)
+        for number in range(self.number):
+            m.submodules[f"memory_{number}"] = store = memory.Memory(shape=18, depth=1024, init=[])
+            write, read = store.write_port(), store.read_port()
+            m.d.comb += [write.addr.eq(self.address), write.data.eq(self.data + number), write.en.eq(self.write)]
+            m.d.comb += read.addr.eq(address)
+            output ^= read.data
+        m.d.comb += self.output.eq(output)
+        return m
+
+
+def test_no_register_of_an_ecp5_drives_many_block_rams(tmp_path):
+    cells = synthesize(design_text(Memories(20)), "ecp5", tmp_path).module["cells"]
+    registers = {cell["connections"]["Q"][0]: cell for cell in cells.values() if cell["type"] == "TRELLIS_FF"}
+    driven, rams = Counter(), [cell["connections"] for cell in cells.values() if cell["type"] == "DP16KD"]
+    addresses = set()
+    for pins in rams:
+        bits = [bit for bits in pins.values() for bit in bits if bit in registers]
+        driven.update(bits)
+        addresses.add(frozenset(registers[bit]["connections"]["DI"][0] for bit in bits))
+    assert len(rams) == 20
+    assert len(addresses) == 1
+    assert len(addresses.pop()) == 10
+    assert sorted(driven.values()) == [4] * 10 + [8] * 20
 
 
 def test_nothing_is_synthesized_twice(tmp_path, monkeypatch):

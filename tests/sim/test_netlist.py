@@ -152,7 +152,10 @@ ARRAYS: dict[str, tuple[NetlistFamily, ArraySpec]] = {
     "ice40-off": ("ice40", spec(4, 1, zero_skip="off", **MEMORIES)),
     "ice40-skip": ("ice40", spec(4, 2, columns_per_copy=2, residual=True, zero_skip="skip", **MEMORIES)),
     "ecp5-gate": ("ecp5", spec(4, 2, lanes=64, drain_planes=2, zero_skip="gate", **MEMORIES)),
-    "ecp5-pipelined": ("ecp5", spec(4, 2, pipelined=True, lanes=64, drain_planes=2, zero_skip="skip", **MEMORIES)),
+    "ecp5-pipelined": (
+        "ecp5",
+        spec(4, 2, pipelined=True, lanes=64, drain_planes=2, zero_skip="skip", **MEMORIES | {"weight_depth": 1024}),
+    ),
     "ecp5-skip": ("ecp5", spec(4, 1, coefficient_bits=4, zero_skip="skip", **MEMORIES)),
 }
 

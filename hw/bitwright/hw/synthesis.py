@@ -38,6 +38,10 @@ _COLLISIONS = "setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:TRANSPARENCY_MAS
 carry, which forwards it: other block RAMs need no logic that settles what such a read gives."""
 
 
+_RAMS_OF_A_REGISTER = 8
+"""Most block RAMs that a register of an ECP5 drives."""
+
+
 class TooLargeError(BitwrightError):
     """A design takes more than a part has."""
 
@@ -235,7 +239,7 @@ def synthesize(design: str, family: Family, cache: Path, arguments: Sequence[str
         # By itself Yosys maps with ABC9 here, whose &mfs takes sums' bits for constants that are none, in some runs and
         # not in others: https://github.com/YosysHQ/yosys/issues/5777 is alike.
         command = f"{command} -run :map_luts; abc -dress -lut 4; clean; {command} -run map_cells:"
-    folder = cache / _key(version("yosys"), _COLLISIONS, command, design)
+    folder = cache / _key(version("yosys"), _COLLISIONS, command, f"{_RAMS_OF_A_REGISTER}", design)
     if not folder.is_dir():
         with replacing(folder) as temporary:
             temporary.mkdir()
@@ -248,6 +252,7 @@ def synthesize(design: str, family: Family, cache: Path, arguments: Sequence[str
             module = netlist["modules"]["top"]
             if family == "ecp5":
                 _open_carries(module)
+                _copy_registers(module)
                 (temporary / "netlist.json").write_text(json.dumps(netlist))
             cells = Counter(cell["type"] for cell in module["cells"].values())
             (temporary / "cells.json").write_text(json.dumps(cells))
@@ -501,6 +506,36 @@ def _open_carries(module: dict[str, Any]) -> None:
             pins["COUT"] = ["x"]
         if pins["CIN"][0] in ("0", "1", "x") and not used[pins["S0"][0]] and not _lets_carry_through(cell):
             pins["CIN"] = ["x"]
+
+
+def _copy_registers(module: dict[str, Any]) -> None:
+    """Give every few block RAMs of an ECP5 a register of their own.
+
+    Block RAMs are all over the part. nextpnr routes one net to all those of the weights over detours that take longer
+    than any logic; copies of the register, which Yosys would merge again, are placed near the RAMs that they drive.
+    """
+    registers: dict[Any, str] = {}
+    driven: dict[Any, list[tuple[str, str]]] = {}
+    for name, cell in module["cells"].items():
+        if cell["type"] == "TRELLIS_FF":
+            registers[cell["connections"]["Q"][0]] = name
+        elif cell["type"] == "DP16KD":
+            for pin, bits in cell["connections"].items():
+                if cell["port_directions"][pin] == "input":
+                    driven.setdefault(bits[0], []).append((name, pin))
+    unused = 1 + max(bit for net in module["netnames"].values() for bit in net["bits"] if isinstance(bit, int))
+    for bit, pins in driven.items():
+        if bit not in registers:
+            continue
+        pins.sort()  # RAMs of one memory have names alike
+        for number, start in enumerate(range(_RAMS_OF_A_REGISTER, len(pins), _RAMS_OF_A_REGISTER), 1):
+            name = f"{registers[bit]}_copy_{number}"
+            copy = module["cells"][registers[bit]]
+            module["cells"][name] = copy | {"connections": copy["connections"] | {"Q": [unused]}}
+            module["netnames"][name] = {"hide_name": 0, "bits": [unused], "attributes": {}}
+            for ram, pin in pins[start : start + _RAMS_OF_A_REGISTER]:
+                module["cells"][ram]["connections"][pin] = [unused]
+            unused += 1
 
 
 def _lets_carry_through(cell: Mapping[str, Any]) -> bool:
