@@ -70,7 +70,7 @@ def netlist_verilog(netlist: Netlist, module: str) -> str:
     """
     folder = netlist.path.parent
     with replacing(folder / "simulated.json") as temporary:
-        temporary.write_text(json.dumps({"modules": {module: _without_open_outputs(netlist.module)}}))
+        temporary.write_text(json.dumps({"modules": {module: _readable(netlist.module)}}))
     with replacing(folder / "simulated.v") as temporary:
         commands = f"read_json simulated.json; delete t:$scopeinfo; setundef -random {_UNDEFINED_SEED}"
         run("yosys", ["-q", "-p", f"{commands}; write_verilog -noattr {temporary.relative_to(folder)}"], folder)
@@ -78,13 +78,17 @@ def netlist_verilog(netlist: Netlist, module: str) -> str:
     return _models(netlist) + text
 
 
-def _without_open_outputs(module: dict[str, Any]) -> dict[str, Any]:
-    """Leave outputs of cells that go nowhere unconnected: as undefined bits they would be taken for constants."""
+def _readable(module: dict[str, Any]) -> dict[str, Any]:
+    """Module that Yosys reads again as it is meant.
+
+    Outputs of cells that go nowhere are left unconnected: as undefined bits they would be taken for constants. Nets
+    that are named like a cell, as those of copied registers are, lose their names.
+    """
     for cell in module["cells"].values():
         pins, directions = cell["connections"], cell.get("port_directions", {})
         for pin in [pin for pin, bits in pins.items() if directions.get(pin) == "output" and set(bits) == {"x"}]:
             del pins[pin]
-    return module
+    return module | {"netnames": {name: net for name, net in module["netnames"].items() if name not in module["cells"]}}
 
 
 def _models(netlist: Netlist) -> str:
