@@ -200,6 +200,11 @@ def test_equal_designs_become_equal_netlists(tmp_path):
 class Memories(wiring.Component):
     """Memories at one address, which is in a register."""
 
+    address: Signal
+    write: Signal
+    data: Signal
+    output: Signal
+
     def __init__(self, number):
         self.number = number
         super().__init__({"address": In(10), "write": In(1), "data": In(18), "output": Out(18)})
