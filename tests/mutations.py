@@ -60,14 +60,15 @@ MUTATIONS = (
     Mutation("doubling ignored", "pe.py", "Mux(base.double, total << 1, total)", "total"),
     Mutation("held words count", "pe.py", "[count.eq(0), negative.eq(0)]", "negative.eq(0)"),
     Mutation("bipolar coefficient", "pe.py", "Mux(self.bipolar, self.column_count, ", "Mux(0, self.column_count, "),
-    Mutation("activity a cycle early", "array.py", '"idle", ~self.active, 2)', '"idle", ~self.active, 1)'),
-    Mutation("control a cycle early", "array.py", "1 + COUNT_LATENCY + stages,", "COUNT_LATENCY + stages,"),
+    Mutation("activity a cycle early", "array.py", '"idle", ~self.active, ', '"idle", ~self.active, -1 + '),
+    Mutation("control a cycle early", "array.py", "added, counted + multiply", "added, counted - 1 + multiply"),
     Mutation("column sums of residuals", "array.py", " | self.residual.replicate(spec.columns)", ""),
     Mutation("drain stuck at column 0", "array.py", "m.Elif(self.shift)", "m.Elif(self.load)"),
     Mutation(
         "column sums of column 0", "array.py", "total.word.eq(activations[column])", "total.word.eq(activations[0])"
     ),
-    Mutation("weights held too long", "array.py", "with m.If(self.active.any()):", "with m.If(self.active.all()):"),
+    Mutation("weights held too long", "array.py", "with m.If(self.some_active):", "with m.If(self.active.all()):"),
+    Mutation("entry of the next operation", "accelerator.py", "Value.cast(entry), 1)", "Value.cast(entry), 0)"),
     # Walking windows and their reads.
     Mutation("first of a pooling window", "walkers.py", "Cat(*moves[:4])", "Cat(*moves[:3])"),
     Mutation("outer loop forgets inner ones", "walkers.py", "Cat(moves[: level + 2])", "Cat(moves[: level + 1])"),
@@ -92,6 +93,7 @@ MUTATIONS = (
     Mutation("half filled before it is free", "fetch.py", "~occupied.as_value().all() | self.release", "1"),
     Mutation("drain cycles of all groups", "fetch.py", "drain_cycles.eq(0)", "drain_cycles.eq(drain_cycles)"),
     # Word lists.
+    Mutation("number of the next word listed", "fetch.py", '"number": number,', '"number": next_word,'),
     Mutation("zero words listed", "fetch.py", "active.any() | (self", "Const(1) | (self"),
     Mutation("words of dense layers skipped", "fetch.py", "(self.layer.flags & FLAG_DENSE).any() if", "0 if"),
     Mutation(

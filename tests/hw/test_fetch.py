@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import control
 from bitwright.hw.descriptor import descriptor_layout
 from bitwright.hw.fetch import WindowLoader, length_layout
-from bitwright.hw.isa import BANK, FLAG_DENSE, FLAG_RAW, GRANULE, LOAD_LATENCY, ArraySpec, Descriptor, descriptor_fields
+from bitwright.hw.isa import BANK, FLAG_DENSE, FLAG_RAW, GRANULE, ArraySpec, Descriptor, descriptor_fields
 from bitwright.hw.walkers import PixelWalker, coordinate_width
 from drive import drive, header, wrap
 
@@ -465,7 +465,8 @@ def test_loader_fills_the_window_buffer_and_lists_its_words(rng):
     scene = random_scene(rng)
     spec, descriptor = scene.spec, scene.descriptor
     groups, count = scene.groups() * 2, len(scene.groups())  # a layer leaves the loader as it was
-    length, latencies = descriptor.group_loads(spec), np.cumsum(descriptor.plane_loads(spec)) + LOAD_LATENCY
+    length, latency = descriptor.group_loads(spec), spec.derived.load_latency
+    latencies = np.cumsum(descriptor.plane_loads(spec)) + latency
     patience = rng.choice([[0], range(20), range(200)])
     waits = [(rng.choice(patience), rng.choice(patience), rng.randint(-1, 2), rng.randrange(2)) for _ in groups]
     load = Load(scene)
@@ -537,7 +538,7 @@ def test_loader_fills_the_window_buffer_and_lists_its_words(rng):
     for cycle, (ready, planes, lengths) in enumerate(load.told):
         number = sum(take < cycle for take in takes)  # of the next group
         age = cycle - begins[number] if number < len(groups) else 0
-        assert ready == (age >= length + LOAD_LATENCY)
+        assert ready == (age >= length + latency)
         assert planes == (np.count_nonzero(latencies <= age) if spec.zero_skip == "skip" else 0)
         assert lengths == told_lengths(lists[number][:planes] if planes else [], spec)
 

@@ -16,9 +16,9 @@ def random_operations(rng, count):
 
 def give(ctx, dut, cycle, operations):
     """Set what goes with the words of a cycle, and with the sums that are accumulated in it."""
-    if cycle >= 1:
-        ctx.set(dut.ignore, operations[cycle - 1]["ignore"])
-        ctx.set(dut.negate, operations[cycle - 1]["negate"])
+    if (before := cycle - 1 - dut.product_stages) >= 0:
+        ctx.set(dut.ignore, operations[before]["ignore"])
+        ctx.set(dut.negate, operations[before]["negate"])
     if (before := cycle - (dut.latency - 1)) >= 0:
         ctx.set(dut.base, {name: operations[before][name] for name in ("valid", "clear", "double")})
 
@@ -36,19 +36,20 @@ def following(total, addend, width, operation):
 @given(
     lanes=st.integers(1, 256),
     width=st.integers(10, 30),
+    product_stages=st.sampled_from([0, 1]),
     multiply_stages=st.sampled_from([0, 1]),
     fabric=st.sampled_from(["portable", "ice40"]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=20, deadline=None)
-def test_popcounts_are_accumulated_by_horners_scheme(lanes, width, multiply_stages, fabric, seed):
-    dut = PopcountAccumulator(lanes, width, multiply_stages, fabric)
+def test_popcounts_are_accumulated_by_horners_scheme(lanes, width, product_stages, multiply_stages, fabric, seed):
+    dut = PopcountAccumulator(lanes, width, product_stages, multiply_stages, fabric)
     rng = random.Random(seed)
     words = [random_word(rng, lanes) for _ in range(80)]
     operations = random_operations(rng, len(words))
 
     async def bench(ctx):
-        totals, counts = [0] * dut.latency, [0] * COUNT_LATENCY
+        totals, counts = [0] * dut.latency, [0] * (product_stages + COUNT_LATENCY)
         for cycle, (word, operation) in enumerate(zip(words, operations, strict=True)):
             ctx.set(dut.word, word)
             give(ctx, dut, cycle, operations)
@@ -67,12 +68,14 @@ def test_popcounts_are_accumulated_by_horners_scheme(lanes, width, multiply_stag
     lanes=st.integers(1, 256),
     width=st.integers(10, 30),
     coefficient_bits=st.sampled_from([0, 0, 2, 8, 16]),
+    product_stages=st.sampled_from([0, 1]),
     fabric=st.sampled_from(["portable", "ice40"]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=40, deadline=None)
-def test_pe_accumulates_counts_or_their_products(lanes, width, coefficient_bits, fabric, seed):
-    dut = ProcessingElement(lanes, width, coefficient_bits, fabric)
+def test_pe_accumulates_counts_or_their_products(lanes, width, coefficient_bits, product_stages, fabric, seed):
+    dut = ProcessingElement(lanes, width, coefficient_bits, product_stages, fabric)
+    counted = product_stages + COUNT_LATENCY
     rng = random.Random(seed)
     words = [(random_word(rng, lanes), random_word(rng, lanes)) for _ in range(80)]
     operations = random_operations(rng, len(words))
@@ -81,13 +84,13 @@ def test_pe_accumulates_counts_or_their_products(lanes, width, coefficient_bits,
 
     async def bench(ctx):
         totals = [0] * dut.latency
-        column_counts = [0] * COUNT_LATENCY
+        column_counts = [0] * counted
         for cycle, (activation, weight) in enumerate(words):
             ctx.set(dut.activation, activation)
             ctx.set(dut.weight, weight)
             give(ctx, dut, cycle, operations)
-            if coefficient_bits and cycle >= COUNT_LATENCY:
-                before = cycle - COUNT_LATENCY
+            if coefficient_bits and cycle >= counted:
+                before = cycle - counted
                 ctx.set(dut.coefficient, coefficients[before])
                 ctx.set(dut.bipolar, operations[before]["bipolar"])
                 ctx.set(dut.column_count, column_counts[cycle])
@@ -107,7 +110,14 @@ def test_pe_accumulates_counts_or_their_products(lanes, width, coefficient_bits,
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [(PopcountAccumulator, (0,)), (PopcountAccumulator, (1,)), (ProcessingElement, ())]
+    ("kind", "options"),
+    [
+        (PopcountAccumulator, (0, 0)),
+        (PopcountAccumulator, (0, 1)),
+        (PopcountAccumulator, (1, 0)),
+        (ProcessingElement, (0, 0)),
+        (ProcessingElement, (0, 1)),
+    ],
 )
 def test_latency(kind, options):
     dut = kind(32, 16, *options)

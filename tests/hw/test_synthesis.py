@@ -65,24 +65,24 @@ def assert_equal_gates(component, family, folder):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("lanes", [3, 11, 32, 64, 256])
 def test_pe_of_each_fabric_equals_the_portable_one(lanes, family, tmp_path):
-    assert_equal_gates(lambda fabric: ProcessingElement(lanes, 20, 0, fabric), family, tmp_path)
+    assert_equal_gates(lambda fabric: ProcessingElement(lanes, 20, fabric=fabric), family, tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pe_with_multiplier_of_each_fabric_equals_the_portable_one(family, tmp_path):
-    assert_equal_gates(lambda fabric: ProcessingElement(32, 20, 5, fabric), family, tmp_path)
+    assert_equal_gates(lambda fabric: ProcessingElement(32, 20, 5, 1, fabric), family, tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("lanes", [5, 64])
 def test_column_sum_of_each_fabric_equals_the_portable_one(lanes, family, tmp_path):
-    assert_equal_gates(lambda fabric: PopcountAccumulator(lanes, 20, 1, fabric), family, tmp_path)
+    assert_equal_gates(lambda fabric: PopcountAccumulator(lanes, 20, 0, 1, fabric), family, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["ecp5", "ice40", "xilinx7"])
 def test_pe_of_each_fabric_is_proven_equal_to_the_portable_one(family, tmp_path):
     for fabric in ("portable", family):
-        (tmp_path / f"{fabric}.il").write_text(design_text(ProcessingElement(12, 8, 0, fabric)))
+        (tmp_path / f"{fabric}.il").write_text(design_text(ProcessingElement(12, 8, fabric=fabric)))
     netlist = synthesize((tmp_path / f"{family}.il").read_text(), family, tmp_path / "cache")
     gates_of_netlist(netlist, tmp_path)
     said = run(
@@ -183,7 +183,7 @@ def test_utilization_of_memories_and_multipliers(tmp_path):
 
 
 def test_unused_carries_of_ecp5_take_no_cells(tmp_path):
-    used = utilization(synthesize(design_text(ProcessingElement(32, 16, 0, "ecp5")), "ecp5", tmp_path))
+    used = utilization(synthesize(design_text(ProcessingElement(32, 16, fabric="ecp5")), "ecp5", tmp_path))
     netlist = json.loads(next(tmp_path.glob("*/netlist.json")).read_text())
     cells = [cell["type"] for cell in netlist["modules"]["top"]["cells"].values()]
     constants = 2
@@ -192,7 +192,7 @@ def test_unused_carries_of_ecp5_take_no_cells(tmp_path):
 
 def test_equal_designs_become_equal_netlists(tmp_path):
     """Of a design that ABC9 makes one of two netlists of, one of them wrong."""
-    design = design_text(PopcountAccumulator(64, 20, 1, "ecp5"))
+    design = design_text(PopcountAccumulator(64, 20, 0, 1, "ecp5"))
     first, *others = (synthesize(design, "ecp5", tmp_path / f"cache_{run}").path.read_text() for run in range(5))
     assert others == [first] * 4
 

@@ -184,17 +184,23 @@ def test_dynamic_energy_by_hand(program, executions):
     assert ("fetch", "word list read") not in found
 
 
-def test_comparators_of_a_pipelined_array_have_registers():
-    def thresholds(spec):
+def test_a_pipelined_array_has_registers_of_products_and_of_comparators():
+    def entries(spec):
         report = estimate_plan(plan(shapes((3, 6, 6), LAYERS), spec, input_bits=8))
-        return {event: (entry.count, entry.each_pj) for (part, event), entry in entries_of(report, "layer0").items()
-                if part == "thresholds"}, report.table  # fmt: skip
+        found = entries_of(report, "layer0")
+        kept = [key for key in found if key[0] in ("PE array", "column sums", "thresholds") and key[1] != "gated word"]
+        return {key: (found[key].count, found[key].each_pj) for key in kept}, report.table
 
-    plain, table = thresholds(SPEC)
-    pipelined, _ = thresholds(dataclasses.replace(SPEC, pipelined=True))
-    registers = pipelined.pop("registers")
+    plain, table = entries(SPEC)
+    pipelined, _ = entries(dataclasses.replace(SPEC, pipelined=True))
+    bit = table["register_bit"]
+    for (component, event), beside, bits in (
+        (("PE array", "product registers"), "AND", SPEC.lanes),
+        (("column sums", "word registers"), "popcount", SPEC.lanes),
+        (("thresholds", "registers"), "compare", 3 * SPEC.accumulator_width),
+    ):
+        assert pipelined.pop((component, event)) == (plain[component, beside][0], pytest.approx(bits * bit))
     assert pipelined == plain
-    assert registers == (plain["compare"][0], pytest.approx(3 * SPEC.accumulator_width * table["register_bit"]))
 
 
 def test_energy_follows_the_memories():

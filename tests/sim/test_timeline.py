@@ -15,7 +15,6 @@ from bitwright.hw.isa import (
     DRAIN_TO_WRITE,
     FLAG_DENSE,
     HEADER_TO_READY,
-    LOAD_LATENCY,
     RAW_TO_WRITE,
     SCHEDULE_END,
     SCHEDULE_START,
@@ -104,7 +103,7 @@ def step_machine(layer: Descriptor, spec: ArraySpec, active: list[Words]) -> dic
                 walk_left = spec.columns
         # The scheduler takes a pass a cycle: of the layer, or of the next group, once the plane is there.
         age = ages.get(taken, -1)
-        there = [age >= at + LOAD_LATENCY for at in np.cumsum(layer.plane_loads(spec)).tolist()]
+        there = [age >= at + spec.derived.load_latency for at in np.cumsum(layer.plane_loads(spec)).tolist()]
         listing += 1
         if until_complete:
             until_complete -= 1

@@ -10,11 +10,12 @@ from bitwright.hw.activations import ActivationMemory
 from bitwright.hw.array import PEArray
 from bitwright.hw.codebook import CodebookStreamer
 from bitwright.hw.drain import Drain, threshold_layout, tile_layout
-from bitwright.hw.fetch import WindowLoader
+from bitwright.hw.fetch import WindowLoader, entry_layout
 from bitwright.hw.host import HostPort, host_signature
 from bitwright.hw.isa import BUS_WIDTH, COUNTERS, FLAG_COEFFICIENTS, FLAG_OFFSET, ArraySpec
 from bitwright.hw.issuer import TileIssuer, operation_layout
 from bitwright.hw.popcount import Fabric, popcount
+from bitwright.hw.registers import registered
 from bitwright.hw.schedule import PassScheduler
 from bitwright.hw.sequencer import LayerSequencer
 from bitwright.hw.streamer import WeightStreamer
@@ -197,16 +198,20 @@ class Accelerator(wiring.Component):
         # Cycle 1: addresses.
         operation = Signal(operation_layout(spec))
         m.d.sync += [operation.eq(issued), operation.valid.eq(issued.valid & ~host.clear)]
+        entry = loader.entry
+        for stage in range(derived.entry_stages):  # memory is slow
+            operation_next = Signal(operation_layout(spec), name=f"operation_{stage}")
+            m.d.sync += [operation_next.eq(operation), operation_next.valid.eq(operation.valid & ~host.clear)]
+            operation = operation_next
+            entry = data.View(entry_layout(spec), registered(m, f"entry_{stage}", Value.cast(entry), 1))
         computes, active = Signal(), Signal(spec.columns)
         weight_address = Signal(derived.weight_address_width)
         window_address = Signal(derived.window_address_width + 1)
         m.d.comb += [
             computes.eq(operation.valid & ~operation.empty),
-            active.eq(loader.entry.active & computes.replicate(spec.columns)),
-            weight_address.eq(operation.weight_address + loader.entry.word),
-            window_address.eq(
-                Cat((operation.base + loader.entry.word)[: derived.window_address_width], operation.buffer)
-            ),
+            active.eq(entry.active & computes.replicate(spec.columns)),
+            weight_address.eq(operation.weight_address + entry.word),
+            window_address.eq(Cat((operation.base + entry.word)[: derived.window_address_width], operation.buffer)),
         ]
 
         # Cycle 2: the addresses reach memories all over the chip. Cycle 3: operands.
@@ -214,8 +219,9 @@ class Accelerator(wiring.Component):
         read_weight, read_window = Signal.like(weight_address), Signal.like(window_address)
         read_coefficient = Signal.like(operation.coefficient_address)
         control, residual = Signal.like(array.control), Signal()
-        active_operand, control_operand, residual_operand = (
+        active_operand, any_operand, control_operand, residual_operand = (
             Signal.like(read_active),
+            Signal.like(read_any),
             Signal.like(control),
             Signal.like(residual),
         )
@@ -231,11 +237,13 @@ class Accelerator(wiring.Component):
             control.negate.eq(operation.negate),
             residual.eq(operation.residual),
             active_operand.eq(read_active),
+            any_operand.eq(read_any),
             control_operand.eq(control),
             residual_operand.eq(residual),
         ]
         m.d.comb += [
             array.active.eq(active_operand),
+            array.some_active.eq(any_operand),
             array.control.eq(control_operand),
             array.residual.eq(residual_operand),
         ]
@@ -301,12 +309,15 @@ class Accelerator(wiring.Component):
                 ]
         m.submodules.results = results = memory.Memory(shape=spec.accumulator_width, depth=spec.result_depth, init=[])
         result_read, result_write = results.read_port(), results.write_port()
+        address, value, written = Value.cast(drain.write_address), Value.cast(drain.write_value), drain.write_raw
+        if spec.pipelined:
+            address, value, written = _near(m, address, value, written, "result")
         m.d.comb += [
             result_read.addr.eq(host.result_address),
             host.result_data.eq(result_read.data.as_signed()),
-            result_write.addr.eq(drain.write_address),
-            result_write.data.eq(drain.write_value),
-            result_write.en.eq(drain.write_raw),
+            result_write.addr.eq(address),
+            result_write.data.eq(value),
+            result_write.en.eq(written),
         ]
 
         # Counters.
@@ -318,8 +329,7 @@ class Accelerator(wiring.Component):
             host.layer_index.eq(sequencer.layer_index),
             self.interrupt.eq(host.interrupt),
         ]
-        valid = Signal(spec.columns)
-        m.d.sync += valid.eq(issuer.tile.valid)
+        valid = registered(m, "valid", issuer.tile.valid, 1 + derived.entry_stages)
         events = {
             "cycles": sequencer.busy,
             "busy": issued.valid,

@@ -11,10 +11,11 @@ from amaranth.lib.wiring import In, Out
 from bitwright.hw.isa import ISSUE_TO_LOAD, ArraySpec
 from bitwright.hw.pe import BASE, COUNT_LATENCY, PopcountAccumulator, ProcessingElement
 from bitwright.hw.popcount import Fabric
+from bitwright.hw.registers import registered
 
 OPERAND_TO_LOAD = ISSUE_TO_LOAD - 3
-"""Cycles from an operand on the inputs of an array without a multiplier to its sum in the accumulators, where it may be
-loaded; ``Derived.multiply_stages`` more with one."""
+"""Cycles from an operand on the inputs of an array to its sum in the accumulators, where it may be loaded, with neither
+registers of products nor a multiplier; see `Derived`."""
 
 
 def accumulate_layout(spec: ArraySpec) -> data.StructLayout:
@@ -27,9 +28,10 @@ def accumulate_layout(spec: ArraySpec) -> data.StructLayout:
 class PEArray(wiring.Component):
     """``rows × columns`` PEs, a column sum for each column, and a second set of registers that drains.
 
-    An operand takes three cycles: operand registers, count, accumulate; four with a multiplier. After the last operand
-    of a row tile, ``load`` copies all accumulators to the second set, while the next tile already accumulates;
-    its columns are shown one after the other.
+    An operand takes four cycles: operand registers, counts of parts, counts, sums. In an array that is pipelined the
+    products of bits are registered, too, and with a multiplier those of the counts. After the last operand of a row
+    tile, ``load`` copies all accumulators to the second set, while the next tile already accumulates; its columns are
+    shown one after the other.
 
     Parameters
     ----------
@@ -44,9 +46,9 @@ class PEArray(wiring.Component):
         Word of each row.
     activations : ``In(columns × lanes)``
         Word of each column.
-    active : ``In(columns)``
-        Columns whose word counts; none without ``control.valid``. Where there is one, the others' operand registers
-        become zero; where there is none, all of them keep still.
+    active : ``In(columns)``, some_active : ``In(1)``
+        Columns whose word counts, none without ``control.valid``, and whether there is one: then the others' operand
+        registers become zero, else all of them keep still.
     residual : ``In(1)``
         The operand is of a residual addend, which has no offset: column sums do not count it, and it is not bipolar.
     coefficients : ``In(rows × signed(coefficient_bits))``
@@ -56,8 +58,8 @@ class PEArray(wiring.Component):
         What to do with this operand. ``bipolar``, in an array with a multiplier: multiply twice the count less the
         set bits of the column's activations.
     load : ``In(1)``
-        Copy the accumulators, in the cycle ``OPERAND_TO_LOAD + multiply_stages`` after the last operand, and show
-        column 0.
+        Copy the accumulators, in the cycle ``OPERAND_TO_LOAD + product_stages + multiply_stages`` after the last
+        operand, and show column 0.
     shift : ``In(1)``
         Show the next column. After the last one, what is shown does not matter.
     sums : ``Out(rows × signed(accumulator_width))``
@@ -69,6 +71,7 @@ class PEArray(wiring.Component):
     weights: "data.View[Any]"
     activations: "data.View[Any]"
     active: Signal
+    some_active: Signal
     residual: Signal
     coefficients: "data.View[Any]"
     control: "data.View[Any]"
@@ -84,6 +87,7 @@ class PEArray(wiring.Component):
             "weights": In(data.ArrayLayout(spec.lanes, spec.rows)),
             "activations": In(data.ArrayLayout(spec.lanes, spec.columns)),
             "active": In(spec.columns),
+            "some_active": In(1),
             "residual": In(1),
             "control": In(accumulate_layout(spec)),
             "load": In(1),
@@ -97,42 +101,38 @@ class PEArray(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
-        spec, stages = self.spec, self.spec.derived.multiply_stages
+        spec, fabric = self.spec, self.fabric
+        product_stages, multiply_stages = spec.derived.product_stages, spec.derived.multiply_stages
+        counted = 1 + product_stages + COUNT_LATENCY
         m = Module()
 
         # Operand registers keep still while no column has a word. Otherwise those of a column without one become zero:
         # an old word there would meet the other columns' new weights, and its products would change with them.
         weights = Signal(data.ArrayLayout(spec.lanes, spec.rows), reset_less=True)
         activations = Signal(data.ArrayLayout(spec.lanes, spec.columns), reset_less=True)
-        with m.If(self.active.any()):
+        with m.If(self.some_active):
             m.d.sync += weights.eq(self.weights)
             for column in range(spec.columns):
                 m.d.sync += activations[column].eq(Mux(self.active[column], self.activations[column], 0))
 
         # What follows the words: with the counts of their parts, with their counts, with what is added.
-        idle = _delayed(m, "idle", ~self.active, 2)
-        column_idle = _delayed(m, "column_idle", ~self.active | self.residual.replicate(spec.columns), 2)
-        negate = _delayed(m, "negate", self.control.negate, 2)
+        idle = registered(m, "idle", ~self.active, counted - 1)
+        column_idle = registered(m, "column_idle", ~self.active | self.residual.replicate(spec.columns), counted - 1)
+        negate = registered(m, "negate", self.control.negate, counted - 1)
         base = Signal(BASE)
-        m.d.comb += Value.cast(base).eq(
-            _delayed(
-                m,
-                "base",
-                Cat(self.control.valid, self.control.clear, self.control.double),
-                1 + COUNT_LATENCY + stages,
-            )
-        )
+        added = Cat(self.control.valid, self.control.clear, self.control.double)
+        m.d.comb += Value.cast(base).eq(registered(m, "base", added, counted + multiply_stages))
         if spec.coefficient_bits:
             coefficients = Signal(data.ArrayLayout(signed(spec.coefficient_bits), spec.rows))
-            bipolar = _delayed(m, "bipolar", self.control.bipolar & ~self.residual, 1 + COUNT_LATENCY)
+            bipolar = registered(m, "bipolar", self.control.bipolar & ~self.residual, counted)
             m.d.comb += Value.cast(coefficients).eq(
-                _delayed(m, "coefficients", Value.cast(self.coefficients), 1 + COUNT_LATENCY)
+                registered(m, "coefficients", Value.cast(self.coefficients), counted)
             )
 
         column_sums: list[Signal] = []
         sums: list[list[Signal]] = [[] for _ in range(spec.rows)]
         for column in range(spec.columns):
-            total = PopcountAccumulator(spec.lanes, spec.accumulator_width, stages, self.fabric)
+            total = PopcountAccumulator(spec.lanes, spec.accumulator_width, product_stages, multiply_stages, fabric)
             m.submodules[f"column_sum_{column}"] = total
             m.d.comb += [
                 total.word.eq(activations[column]),
@@ -142,7 +142,9 @@ class PEArray(wiring.Component):
             ]
             column_sums.append(total.sum)
             for row in range(spec.rows):
-                pe = ProcessingElement(spec.lanes, spec.accumulator_width, spec.coefficient_bits, self.fabric)
+                pe = ProcessingElement(
+                    spec.lanes, spec.accumulator_width, spec.coefficient_bits, product_stages, fabric
+                )
                 m.submodules[f"pe_{row}_{column}"] = pe
                 m.d.comb += [
                     pe.activation.eq(activations[column]),
@@ -186,12 +188,3 @@ class PEArray(wiring.Component):
         if len(held) == 1:
             return held[0]
         return reduce(or_, (Mux(shown[number], register, 0) for number, register in enumerate(held)))
-
-
-def _delayed(m: Module, name: str, value: Value, cycles: int) -> Value:
-    """Value of some cycles before."""
-    for cycle in range(cycles):
-        following = Signal(len(value), name=f"{name}_{cycle}", reset_less=True)
-        m.d.sync += following.eq(value)
-        value = following
-    return value

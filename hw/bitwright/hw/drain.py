@@ -42,6 +42,7 @@ def stage_layout() -> data.StructLayout:
     """What a comparator is told in a cycle."""
     return data.StructLayout(
         {
+            "free": 1,  # no column stays: the next one may be taken
             "take": 1,  # take the next column, from the comparator before, in the next cycle
             "decide": 1,  # decide a bit
         }
@@ -133,6 +134,7 @@ class SearchControl(wiring.Component):
             left = Signal.like(self.planes, name=f"left_{number}")  # bits that are not decided yet
             after = Signal.like(self.planes, name=f"after_{number}")
             m.d.comb += [
+                self.stages[number].free.eq(~active | last),
                 self.stages[number].take.eq(take),
                 self.stages[number].decide.eq(active & (left != 0)),
                 after.eq(Mux(left == 0, 0, left - 1)),
@@ -143,7 +145,7 @@ class SearchControl(wiring.Component):
             in_turns(m, spec, last, following & (next_step == last_step), f"last_{number}")
             in_turns(m, spec, left, Mux(take, incoming, after), f"left_{number}")
             if number == 0:
-                m.d.comb += [self.ready.eq(~active | last), self.comparing.eq(active)]
+                m.d.comb += [self.ready.eq(self.stages[0].free), self.comparing.eq(active)]
             take, incoming = last, after
         m.d.comb += self.finish.eq(take)
         return m
@@ -252,9 +254,9 @@ class ThresholdUnit(wiring.Component):
                 below.eq(complement + threshold),
                 reached.eq(below[-1] ^ (flags & THRESHOLD_NEGATE).any()),
                 after.eq(Mux(stage.decide, Cat(reached, node), node)),
-                # The children of the node: of this comparator's, or of the one that it takes over. The base is a
+                # The children of the node: of this comparator's, or of the one that it may take over. The base is a
                 # multiple of the tree's size.
-                self.address[number].eq(Mux(stage.take, incoming_address, self.base[number] | node)),
+                self.address[number].eq(Mux(stage.free, incoming_address, self.base[number] | node)),
             ]
             in_turns(m, spec, node, Mux(stage.take, incoming, after), f"node_{number}", reset_less=True)
             incoming, incoming_address = after, self.base[number] | node

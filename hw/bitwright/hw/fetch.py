@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.descriptor import descriptor_layout
 from bitwright.hw.isa import BANK, FLAG_DENSE, FLAG_RAW, GRANULE, ArraySpec
+from bitwright.hw.registers import registered
 from bitwright.hw.walkers import PixelWalker, ReadWalker, coordinate_width, place_width, read_layout
 
 
@@ -65,7 +66,8 @@ class WindowPacker(wiring.Component):
     """Pack what one copy of the activation memory delivers into words: the windows of its columns, turn by turn.
 
     A read takes four cycles: its position and coordinates (0), the memory (1), half of the rotation (2); and (3) the
-    other half, masked and merged into the word that the column has begun. Words begun wait in a shift register, one
+    other half, masked and merged into the word that the column has begun. In an array that is pipelined what was read
+    waits ``read_stages`` cycles, which are not counted here, for cycle 2. Words begun wait in a shift register, one
     stage for each column of the copy, so that they need no multiplexer.
 
     Parameters
@@ -86,7 +88,7 @@ class WindowPacker(wiring.Component):
     position : ``Out(position_width)``
         Position to read, in cycle 1.
     read_data : ``In(lanes)``
-        What was read, in cycle 2: granule ``n`` of the memory at place ``n % granules``.
+        What was read, in the cycle after 1: granule ``n`` of the memory at place ``n % granules``.
     word : ``Out(lanes)``
         In cycle 3: word of the window, if the read completes one.
     nonzero : ``Out(1)``
@@ -167,7 +169,13 @@ class WindowPacker(wiring.Component):
         ]
 
         # Cycle 2: the same for the places of the word that has been begun, and of the next one.
-        read = self.stage_2.read
+        read, read_data = self.stage_2.read, Value.cast(self.read_data)
+        for stage in range(spec.derived.read_stages):
+            read_data = registered(m, f"read_data_{stage}", read_data)
+            first, end, amount = (
+                registered(m, f"{name}_{stage}", value)
+                for name, value in {"first": first, "end": end, "amount": amount}.items()
+            )
         inside, before = Signal(2 * granules), Signal(2 * granules)
         m.d.comb += [
             before.eq(_below((read.place + first)[: place_bits + 1], 2 * granules)),
@@ -181,7 +189,7 @@ class WindowPacker(wiring.Component):
         rotated, rest = Signal(lanes, reset_less=True), Signal(within, reset_less=True)
         m.d.sync += [
             Cat(here, beyond).eq(inside),
-            rotated.eq(_rotated(self.read_data, amount[within:], BANK)),
+            rotated.eq(_rotated(read_data, amount[within:], BANK)),
             rest.eq(amount[:within]),
         ]
 
@@ -242,9 +250,9 @@ class WindowLoader(wiring.Component):
     """Load the windows of groups of ``columns`` pixels, and list the words to compute on, while others compute.
 
     A group takes a cycle for each column, in which the windows are walked, and one for each of the columns that share
-    a copy and each read of a window, empty ones to write a begun word included. ``LOAD_LATENCY`` cycles after the cycle
-    that follows the last read, it is ready. Groups fill the two halves of the buffers in turn, and are taken in turn:
-    between walk and reads a group waits until its half has been released.
+    a copy and each read of a window, empty ones to write a begun word included. ``Derived.load_latency`` cycles after
+    the cycle that follows the last read, it is ready. Groups fill the two halves of the buffers in turn, and are taken
+    in turn: between walk and reads a group waits until its half has been released.
 
     Parameters
     ----------
@@ -353,8 +361,10 @@ class WindowLoader(wiring.Component):
             reads.start.eq(self.start),
         ]
 
-        # A read goes through the stages one after the other; in stage 0 it begins.
-        stages = [Signal(stage_layout(spec), name=f"stage_{number}") for number in range(5)]
+        # A read goes through the stages one after the other; in stage 0 it begins. Those in which it only waits are
+        # not numbered.
+        passed = [Signal(stage_layout(spec), name=f"stage_{number}") for number in range(5 + spec.derived.read_stages)]
+        stages = [*passed[:2], *passed[2 + spec.derived.read_stages :]]
         turn, last_turn, buffer = Signal(range(share)), Signal(), Signal()
         m.d.comb += [
             last_turn.eq(turn == share - 1),
@@ -366,7 +376,7 @@ class WindowLoader(wiring.Component):
             stages[0].read.eq(reads.read),
             self.read.eq(stages[1].active),
         ]
-        m.d.sync += [later.eq(stage) for stage, later in itertools.pairwise(stages)]
+        m.d.sync += [later.eq(stage) for stage, later in itertools.pairwise(passed)]
         with m.If(self.loading):
             m.d.sync += turn.eq(Mux(last_turn, 0, turn + 1))
 
@@ -526,9 +536,25 @@ class WindowLoader(wiring.Component):
         """
         spec, derived = self.spec, self.spec.derived
         skip = spec.zero_skip == "skip"
-        active = Signal(spec.columns)
-        complete, lists = Signal(), Signal()  # with the last turn the word has been written in all columns
+        turns: list[Value] = [nonzero]
+        for turn in reversed(range(spec.columns_per_copy - 1)):
+            turns.insert(0, registered(m, f"nonzero_{turn}", turns[0], 1))
+        active: Value = Cat(turn[copy] for copy in range(derived.copies) for turn in turns)
         wanted = active.any() | (self.layer.flags & FLAG_DENSE).any() if skip else Const(1)
+        for delay in range(derived.list_stages):
+            number, fits, next_word, active, wanted = (
+                registered(m, f"list_{name}_{delay}", value)
+                for name, value in {
+                    "number": number,
+                    "fits": fits,
+                    "next": next_word,
+                    "active": active,
+                    "wanted": wanted,
+                }.items()
+            )
+            before, stage = stage, Signal(stage_layout(spec), name=f"list_stage_{delay}")
+            m.d.sync += stage.eq(before)
+        complete, lists = Signal(), Signal()  # with the last turn the word has been written in all columns
         m.d.comb += [
             complete.eq(stage.active & stage.last_turn),
             lists.eq(complete & stage.read.write & fits & wanted),
@@ -567,15 +593,9 @@ class WindowLoader(wiring.Component):
             # Every word is listed, in all columns that hold a window: there is no list to keep.
             m.d.sync += [self.entry.word.eq(self.list_index), self.entry.active.eq(self.group.valid)]
             return
-        turns = [nonzero]
-        for turn in reversed(range(spec.columns_per_copy - 1)):
-            earlier = Signal(len(nonzero), name=f"nonzero_{turn}", reset_less=True)
-            m.d.sync += earlier.eq(turns[0])
-            turns.insert(0, earlier)
         m.submodules.lists = store = memory.Memory(shape=entry_layout(spec), depth=2 * spec.window_depth, init=[])
         write, read = store.write_port(), store.read_port()
         m.d.comb += [
-            active.eq(Cat(turn[copy] for copy in range(derived.copies) for turn in turns)),
             write.addr.eq(Cat(address, stage.buffer)),
             write.data.word.eq(number),
             write.data.active.eq(active),

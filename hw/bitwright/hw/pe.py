@@ -8,12 +8,13 @@ from amaranth.lib.wiring import In, Out
 
 from bitwright.hw import ecp5, series7
 from bitwright.hw.popcount import Fabric, count_products
+from bitwright.hw.registers import registered
 
 BASE = data.StructLayout({"valid": 1, "clear": 1, "double": 1})
 """What an accumulator adds to: to nothing if ``clear``, to twice its value if ``double``; only if ``valid``."""
 
 COUNT_LATENCY = 2
-"""Cycles from a word to its count: one to count its parts, one to add the counts up."""
+"""Cycles from a word, or from registers of products, to the count: one to count its parts, one to add the counts up."""
 
 PARTS = 4
 """Parts of a word that are counted for themselves."""
@@ -31,6 +32,8 @@ class PopcountAccumulator(wiring.Component):
         Bits of a word.
     width
         Bits of the accumulator, more than a count has.
+    product_stages
+        Cycles that words wait for the products of bits of PEs with registers of them.
     multiply_stages
         Cycles that the counts wait for the products of PEs with a multiplier.
     fabric
@@ -46,14 +49,14 @@ class PopcountAccumulator(wiring.Component):
     word : ``In(lanes)``
         Bits to count.
     ignore : ``In(1)``
-        One cycle after the word: it does not count, being held still from an earlier cycle, say.
+        ``1 + product_stages`` cycles after the word: it does not count, being held still from an earlier cycle, say.
     negate : ``In(1)``
-        One cycle after the word: subtract the count.
+        As many cycles after the word: subtract the count.
     base : ``In(BASE)``
         One cycle before the sum.
     count : ``Out(range(lanes + 1))``
-        The count, ``COUNT_LATENCY`` cycles after the word: 0 with ``ignore``, else with all bits inverted if
-        ``negate``.
+        The count, ``product_stages + COUNT_LATENCY`` cycles after the word: 0 with ``ignore``, else with all bits
+        inverted if ``negate``.
     sum : ``Out(signed(width))``
         The accumulator.
     """
@@ -65,12 +68,20 @@ class PopcountAccumulator(wiring.Component):
     count: Signal
     sum: Signal
 
-    def __init__(self, lanes: int, width: int, multiply_stages: int = 0, fabric: Fabric = "portable") -> None:
+    def __init__(
+        self,
+        lanes: int,
+        width: int,
+        product_stages: int = 0,
+        multiply_stages: int = 0,
+        fabric: Fabric = "portable",
+    ) -> None:
         self.lanes = lanes
         self.width = width
+        self.product_stages = product_stages
         self.multiply_stages = multiply_stages
         self.fabric: Fabric = fabric
-        self.latency = COUNT_LATENCY + multiply_stages + 1
+        self.latency = product_stages + COUNT_LATENCY + multiply_stages + 1
         super().__init__(
             {
                 "word": In(lanes),
@@ -85,13 +96,11 @@ class PopcountAccumulator(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         m = Module()
-        count, negative = _count(m, self.word, None, self.ignore, self.negate, self.fabric)
+        word = registered(m, "word", self.word, self.product_stages)
+        count, negative = _count(m, word, None, self.ignore, self.negate, self.fabric)
         m.d.comb += self.count.eq(count)
-        for stage in range(self.multiply_stages):
-            count_next = Signal.like(count, name=f"count_{stage}", reset_less=True)
-            negative_next = Signal(name=f"negative_{stage}", reset_less=True)
-            m.d.sync += [count_next.eq(count), negative_next.eq(negative)]
-            count, negative = count_next, negative_next
+        count = registered(m, "count", count, self.multiply_stages)
+        negative = registered(m, "negative", negative, self.multiply_stages)
         m.d.comb += self.sum.eq(
             _accumulate(m, self.base, Cat(count, negative).as_signed(), negative, self.width, self.fabric)
         )
@@ -113,6 +122,8 @@ class ProcessingElement(wiring.Component):
         Bits of the accumulator, more than a count has.
     coefficient_bits
         Bits of a coefficient; 0 leaves the multiplier out, and the members that only it needs.
+    product_stages
+        Registers of the products of bits, one behind the other; without them bits are multiplied as they are counted.
     fabric
         Form of the counter.
 
@@ -126,13 +137,13 @@ class ProcessingElement(wiring.Component):
     activation, weight : ``In(lanes)``
         Words of one plane each.
     ignore : ``In(1)``
-        One cycle after the words: they do not count, being held still from an earlier cycle, say.
+        ``1 + product_stages`` cycles after the words: they do not count, being held still from an earlier cycle, say.
     negate : ``In(1)``
-        One cycle after the words: subtract.
+        As many cycles after the words: subtract.
     base : ``In(BASE)``
         One cycle before the sum.
     coefficient : ``In(signed(coefficient_bits))``, ``bipolar`` : ``In(1)``
-        ``COUNT_LATENCY`` cycles after the words.
+        ``product_stages + COUNT_LATENCY`` cycles after the words.
     column_count : ``In(range(lanes + 1))``
         ``PopcountAccumulator.count`` of the activations, with the same ``ignore`` and ``negate``; used if ``bipolar``.
     sum : ``Out(signed(width))``
@@ -149,12 +160,20 @@ class ProcessingElement(wiring.Component):
     column_count: Signal
     sum: Signal
 
-    def __init__(self, lanes: int, width: int, coefficient_bits: int = 0, fabric: Fabric = "portable") -> None:
+    def __init__(
+        self,
+        lanes: int,
+        width: int,
+        coefficient_bits: int = 0,
+        product_stages: int = 0,
+        fabric: Fabric = "portable",
+    ) -> None:
         self.lanes = lanes
         self.width = width
         self.coefficient_bits = coefficient_bits
+        self.product_stages = product_stages
         self.fabric: Fabric = fabric
-        self.latency = COUNT_LATENCY + 1 + (coefficient_bits > 0)
+        self.latency = product_stages + COUNT_LATENCY + (coefficient_bits > 0) + 1
         members = {
             "activation": In(lanes),
             "weight": In(lanes),
@@ -172,7 +191,10 @@ class ProcessingElement(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         m = Module()
-        count, negative = _count(m, self.activation, self.weight, self.ignore, self.negate, self.fabric)
+        first, second = self.activation, self.weight
+        if self.product_stages:
+            first, second = registered(m, "products", first & second, self.product_stages), None
+        count, negative = _count(m, first, second, self.ignore, self.negate, self.fabric)
         addend, carry = Cat(count, negative).as_signed(), negative
         if self.coefficient_bits:
             # As -x is the inverse of x and 1: 2·count is the count with its sign below the lowest bit; what is

@@ -12,7 +12,7 @@ from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa.constants import ZeroSkip
 from bitwright.hw.isa.passes import DOUBLES_MAX, Pass
 from bitwright.hw.isa.spec import ArraySpec
-from bitwright.hw.isa.timing import LOAD_LATENCY, SCHEDULE_END, STREAM_OVERHEAD
+from bitwright.hw.isa.timing import SCHEDULE_END, STREAM_OVERHEAD
 
 
 @dataclass(frozen=True)
@@ -251,13 +251,13 @@ class Descriptor:
 
         Where words are skipped, passes are listed one a cycle, and each once its plane is loaded.
         """
-        loaded = self.group_loads(spec) + LOAD_LATENCY
+        loaded = self.group_loads(spec) + spec.derived.load_latency
         if self.zero_skip(spec) != "skip":
             return loaded
         planes = list(itertools.accumulate(self.plane_loads(spec)))
         listed = 0
         for entry in self.passes:
-            listed = max(listed + 1, planes[entry.plane] + LOAD_LATENCY)
+            listed = max(listed + 1, planes[entry.plane] + spec.derived.load_latency)
         return max(listed + SCHEDULE_END, loaded)
 
     def flagged(self, flag: int, value: bool = True) -> "Descriptor":

@@ -12,7 +12,7 @@ from typing import Any
 from bitwright.hw.errors import BitwrightError
 from bitwright.hw.isa.constants import BANK, BUS_WIDTH, CODEBOOK_BITS_MAX, GRANULE, ZeroSkip
 from bitwright.hw.isa.registers import MemoryWindow, Region, Register
-from bitwright.hw.isa.timing import ISSUE_TO_LOAD, RAW_TO_WRITE
+from bitwright.hw.isa.timing import ISSUE_TO_LOAD, LOAD_LATENCY, RAW_TO_WRITE
 
 
 def _power_of_two(value: int) -> bool:
@@ -72,7 +72,8 @@ class ArraySpec:
         ``off``; ``gate`` reads no word that is zero, and no weights for words that are zero in all columns; ``skip``
         also spends no cycle on those.
     pipelined
-        Whether there are registers on long ways, such as behind the threshold memories, where two columns then take
+        Whether there are registers on long ways, such as behind activation memories, before and behind the lists of
+        words, behind the products of bits in every PE, and behind the threshold memories, where two columns then take
         turns in a comparator: a faster clock in large parts, for flip-flops and a few cycles of each layer.
     """
 
@@ -390,9 +391,34 @@ class Derived:
         return 1 if self.spec.coefficient_bits else 0
 
     @property
+    def load_latency(self) -> int:
+        """Cycles from the one after the last read of a plane or group to that in which it is there, and listed."""
+        return LOAD_LATENCY + self.read_stages + self.list_stages
+
+    @property
+    def read_stages(self) -> int:
+        """Cycles that a register behind the activation memory adds to every read, where there is one."""
+        return 1 if self.spec.pipelined else 0
+
+    @property
+    def list_stages(self) -> int:
+        """Cycles that words of windows wait before they are listed, where a register is on their way."""
+        return 1 if self.spec.pipelined else 0
+
+    @property
+    def entry_stages(self) -> int:
+        """Cycles that a register behind the lists of words adds to every operation, where there is one."""
+        return 1 if self.spec.pipelined else 0
+
+    @property
+    def product_stages(self) -> int:
+        """Cycles that registers of the products of bits add to every operation, where there are some."""
+        return 1 if self.spec.pipelined else 0
+
+    @property
     def issue_to_load(self) -> int:
         """Cycles from the issue of a tile's last operation to the load of its sums into the drain."""
-        return ISSUE_TO_LOAD + self.multiply_stages
+        return ISSUE_TO_LOAD + self.entry_stages + self.product_stages + self.multiply_stages
 
     @property
     def turns(self) -> int:

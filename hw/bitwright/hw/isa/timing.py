@@ -17,7 +17,8 @@ With a decoder it is from the cycle after the last word's last plane is decoded:
 """
 
 LOAD_LATENCY = 4
-"""Window loader: from the cycle after the last read of a group to the cycle in which the group is ready."""
+"""Window loader: from the cycle after the last read of a group to the cycle in which the group is ready; see `Derived`.
+"""
 
 ISSUE_TO_LOAD = 7
 """PE array: from the issue of a tile's last operation to the load of its sums into the drain; see `Derived`."""
