@@ -68,7 +68,7 @@ MUTATIONS = (
         "column sums of column 0", "array.py", "total.word.eq(activations[column])", "total.word.eq(activations[0])"
     ),
     Mutation("weights held too long", "array.py", "with m.If(self.some_active):", "with m.If(self.active.all()):"),
-    Mutation("entry of the next operation", "accelerator.py", "Value.cast(entry), 1)", "Value.cast(entry), 0)"),
+    Mutation("entry of the next operation", "accelerator.py", "Value.cast(entry))", "Value.cast(entry), 0)"),
     # Walking windows and their reads.
     Mutation("first of a pooling window", "walkers.py", "Cat(*moves[:4])", "Cat(*moves[:3])"),
     Mutation("outer loop forgets inner ones", "walkers.py", "Cat(moves[: level + 2])", "Cat(moves[: level + 1])"),

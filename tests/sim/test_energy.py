@@ -184,11 +184,12 @@ def test_dynamic_energy_by_hand(program, executions):
     assert ("fetch", "word list read") not in found
 
 
-def test_a_pipelined_array_has_registers_of_products_and_of_comparators():
+def test_a_pipelined_array_has_more_registers():
     def entries(spec):
         report = estimate_plan(plan(shapes((3, 6, 6), LAYERS), spec, input_bits=8))
         found = entries_of(report, "layer0")
-        kept = [key for key in found if key[0] in ("PE array", "column sums", "thresholds") and key[1] != "gated word"]
+        components = "PE array", "column sums", "fetch", "thresholds"
+        kept = [key for key in found if key[0] in components and key[1] != "gated word"]
         return {key: (found[key].count, found[key].each_pj) for key in kept}, report.table
 
     plain, table = entries(SPEC)
@@ -197,6 +198,7 @@ def test_a_pipelined_array_has_registers_of_products_and_of_comparators():
     for (component, event), beside, bits in (
         (("PE array", "product registers"), "AND", SPEC.lanes),
         (("column sums", "word registers"), "popcount", SPEC.lanes),
+        (("fetch", "read registers"), "assembly registers", SPEC.lanes),
         (("thresholds", "registers"), "compare", 3 * SPEC.accumulator_width),
     ):
         assert pipelined.pop((component, event)) == (plain[component, beside][0], pytest.approx(bits * bit))

@@ -203,7 +203,7 @@ class Accelerator(wiring.Component):
             operation_next = Signal(operation_layout(spec), name=f"operation_{stage}")
             m.d.sync += [operation_next.eq(operation), operation_next.valid.eq(operation.valid & ~host.clear)]
             operation = operation_next
-            entry = data.View(entry_layout(spec), registered(m, f"entry_{stage}", Value.cast(entry), 1))
+            entry = data.View(entry_layout(spec), registered(m, f"entry_{stage}", Value.cast(entry)))
         computes, active = Signal(), Signal(spec.columns)
         weight_address = Signal(derived.weight_address_width)
         window_address = Signal(derived.window_address_width + 1)

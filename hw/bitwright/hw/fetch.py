@@ -538,7 +538,7 @@ class WindowLoader(wiring.Component):
         skip = spec.zero_skip == "skip"
         turns: list[Value] = [nonzero]
         for turn in reversed(range(spec.columns_per_copy - 1)):
-            turns.insert(0, registered(m, f"nonzero_{turn}", turns[0], 1))
+            turns.insert(0, registered(m, f"nonzero_{turn}", turns[0]))
         active: Value = Cat(turn[copy] for copy in range(derived.copies) for turn in turns)
         wanted = active.any() | (self.layer.flags & FLAG_DENSE).any() if skip else Const(1)
         for delay in range(derived.list_stages):

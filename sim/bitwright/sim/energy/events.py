@@ -120,6 +120,9 @@ def _part_entries(spec: ArraySpec, name: str, part: PartActivity, table: EnergyT
     bank = table.sram(spec.activation_depth * BANK, BANK)
     yield entry("activation memory", "read", count["loads"] * derived.copies * derived.banks, bank)
     yield entry("fetch", "assembly registers", count["loads"] * derived.copies, register * lanes)
+    if derived.read_stages:
+        waiting = derived.read_stages * register * lanes
+        yield entry("fetch", "read registers", count["loads"] * derived.copies, waiting)
     yield entry("window buffer", "write", loaded, window)
     yield entry("window buffer", "read", computed, window)
     if spec.zero_skip != "off":
