@@ -102,7 +102,7 @@ MUTATIONS = (
     Mutation("last word of a list lost", "fetch.py", "[plane].eq(listed)", "[plane].eq(length)"),
     Mutation("lists not at their planes", "fetch.py", "address.eq(next_word)", "address.eq(address + lists)"),
     Mutation("words of a plane not numbered anew", "fetch.py", "plane_word.eq(0)", "plane_word.eq(plane_word)"),
-    Mutation("activity of another turn", "fetch.py", "turns.insert(0, earlier)", "turns.append(earlier)"),
+    Mutation("activity of another turn", "fetch.py", "turns.insert(0, registered(", "turns.insert(1, registered("),
     # Activation memory.
     Mutation("read past a word's end", "activations.py", "word + (first_bank > bank)", "word"),
     Mutation("write past a word's end", "activations.py", "word + (part > bank)", "word"),
@@ -253,7 +253,7 @@ MUTATIONS = (
     Mutation(
         "word's number not added",
         "accelerator.py",
-        "operation.weight_address + loader.entry.word",
+        "operation.weight_address + entry.word",
         "operation.weight_address",
     ),
     Mutation("group taken before its passes", "accelerator.py", "loader.ready & scheduler.complete", "loader.ready"),
