@@ -40,7 +40,7 @@ def test_every_pe_and_column_sum_accumulates_and_drains(
     rows = spec.rows
     dut = PEArray(spec, fabric)
     half = 1 << max(coefficient_bits - 1, 0)
-    latency = OPERAND_TO_LOAD + spec.derived.product_stages + spec.derived.multiply_stages
+    latency = OPERAND_TO_LOAD + spec.derived.way_stages + spec.derived.multiply_stages
 
     async def bench(ctx):
         rng = random.Random(seed)

@@ -199,7 +199,7 @@ class Accelerator(wiring.Component):
         operation = Signal(operation_layout(spec))
         m.d.sync += [operation.eq(issued), operation.valid.eq(issued.valid & ~host.clear)]
         entry = loader.entry
-        for stage in range(derived.entry_stages):  # memory is slow
+        for stage in range(derived.way_stages):  # memory is slow
             operation_next = Signal(operation_layout(spec), name=f"operation_{stage}")
             m.d.sync += [operation_next.eq(operation), operation_next.valid.eq(operation.valid & ~host.clear)]
             operation = operation_next
@@ -329,7 +329,7 @@ class Accelerator(wiring.Component):
             host.layer_index.eq(sequencer.layer_index),
             self.interrupt.eq(host.interrupt),
         ]
-        valid = registered(m, "valid", issuer.tile.valid, 1 + derived.entry_stages)
+        valid = registered(m, "valid", issuer.tile.valid, 1 + derived.way_stages)
         events = {
             "cycles": sequencer.busy,
             "busy": issued.valid,

@@ -58,7 +58,7 @@ class PEArray(wiring.Component):
         What to do with this operand. ``bipolar``, in an array with a multiplier: multiply twice the count less the
         set bits of the column's activations.
     load : ``In(1)``
-        Copy the accumulators, in the cycle ``OPERAND_TO_LOAD + product_stages + multiply_stages`` after the last
+        Copy the accumulators, in the cycle ``OPERAND_TO_LOAD + way_stages + multiply_stages`` after the last
         operand, and show column 0.
     shift : ``In(1)``
         Show the next column. After the last one, what is shown does not matter.
@@ -102,7 +102,7 @@ class PEArray(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Describe the hardware."""
         spec, fabric = self.spec, self.fabric
-        product_stages, multiply_stages = spec.derived.product_stages, spec.derived.multiply_stages
+        product_stages, multiply_stages = spec.derived.way_stages, spec.derived.multiply_stages
         counted = 1 + product_stages + COUNT_LATENCY
         m = Module()
 

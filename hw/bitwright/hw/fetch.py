@@ -67,8 +67,8 @@ class WindowPacker(wiring.Component):
 
     A read takes four cycles: its position and coordinates (0), the memory (1), half of the rotation (2); and (3) the
     other half, masked and merged into the word that the column has begun. In an array that is pipelined what was read
-    waits ``read_stages`` cycles, which are not counted here, for cycle 2. Words begun wait in a shift register, one
-    stage for each column of the copy, so that they need no multiplexer.
+    waits ``Derived.way_stages`` cycles, which are not counted here, for cycle 2. Words begun wait in a shift register,
+    one stage for each column of the copy, so that they need no multiplexer.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ class WindowPacker(wiring.Component):
 
         # Cycle 2: the same for the places of the word that has been begun, and of the next one.
         read, read_data = self.stage_2.read, Value.cast(self.read_data)
-        for stage in range(spec.derived.read_stages):
+        for stage in range(spec.derived.way_stages):
             read_data = registered(m, f"read_data_{stage}", read_data)
             first, end, amount = (
                 registered(m, f"{name}_{stage}", value)
@@ -363,8 +363,8 @@ class WindowLoader(wiring.Component):
 
         # A read goes through the stages one after the other; in stage 0 it begins. Those in which it only waits are
         # not numbered.
-        passed = [Signal(stage_layout(spec), name=f"stage_{number}") for number in range(5 + spec.derived.read_stages)]
-        stages = [*passed[:2], *passed[2 + spec.derived.read_stages :]]
+        passed = [Signal(stage_layout(spec), name=f"stage_{number}") for number in range(5 + spec.derived.way_stages)]
+        stages = [*passed[:2], *passed[2 + spec.derived.way_stages :]]
         turn, last_turn, buffer = Signal(range(share)), Signal(), Signal()
         m.d.comb += [
             last_turn.eq(turn == share - 1),
@@ -541,7 +541,7 @@ class WindowLoader(wiring.Component):
             turns.insert(0, registered(m, f"nonzero_{turn}", turns[0]))
         active: Value = Cat(turn[copy] for copy in range(derived.copies) for turn in turns)
         wanted = active.any() | (self.layer.flags & FLAG_DENSE).any() if skip else Const(1)
-        for delay in range(derived.list_stages):
+        for delay in range(derived.way_stages):
             number, fits, next_word, active, wanted = (
                 registered(m, f"list_{name}_{delay}", value)
                 for name, value in {

@@ -393,32 +393,21 @@ class Derived:
     @property
     def load_latency(self) -> int:
         """Cycles from the one after the last read of a plane or group to that in which it is there, and listed."""
-        return LOAD_LATENCY + self.read_stages + self.list_stages
+        return LOAD_LATENCY + 2 * self.way_stages
 
     @property
-    def read_stages(self) -> int:
-        """Cycles that a register behind the activation memory adds to every read, where there is one."""
-        return 1 if self.spec.pipelined else 0
+    def way_stages(self) -> int:
+        """Registers on each long way.
 
-    @property
-    def list_stages(self) -> int:
-        """Cycles that words of windows wait before they are listed, where a register is on their way."""
-        return 1 if self.spec.pipelined else 0
-
-    @property
-    def entry_stages(self) -> int:
-        """Cycles that a register behind the lists of words adds to every operation, where there is one."""
-        return 1 if self.spec.pipelined else 0
-
-    @property
-    def product_stages(self) -> int:
-        """Cycles that registers of the products of bits add to every operation, where there are some."""
+        Of a load: behind the activation memory, and before the lists of words. Of an operation: behind these lists, and
+        behind the products of bits.
+        """
         return 1 if self.spec.pipelined else 0
 
     @property
     def issue_to_load(self) -> int:
         """Cycles from the issue of a tile's last operation to the load of its sums into the drain."""
-        return ISSUE_TO_LOAD + self.entry_stages + self.product_stages + self.multiply_stages
+        return ISSUE_TO_LOAD + 2 * self.way_stages + self.multiply_stages
 
     @property
     def turns(self) -> int:

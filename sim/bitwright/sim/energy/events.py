@@ -80,8 +80,8 @@ def _part_entries(spec: ArraySpec, name: str, part: PartActivity, table: EnergyT
     results = register * (derived.count_width + accumulator)
     sums = {"popcount": popcount, "accumulate": table.add(accumulator), "registers": results}
     products = {"AND": table["and_bit"] * lanes, "popcount": popcount}
-    if derived.product_stages:  # column sums have registers of the words beside those of the products
-        sums["word registers"] = products["product registers"] = derived.product_stages * register * lanes
+    if derived.way_stages:  # column sums have registers of the words beside those of the products
+        sums["word registers"] = products["product registers"] = derived.way_stages * register * lanes
     if layer.flags & FLAG_COEFFICIENTS:
         products["multiply"] = table.multiply(math.sqrt((derived.count_width + 1) * spec.coefficient_bits))
     products |= {"accumulate": table.add(accumulator), "result registers": results}
@@ -120,8 +120,8 @@ def _part_entries(spec: ArraySpec, name: str, part: PartActivity, table: EnergyT
     bank = table.sram(spec.activation_depth * BANK, BANK)
     yield entry("activation memory", "read", count["loads"] * derived.copies * derived.banks, bank)
     yield entry("fetch", "assembly registers", count["loads"] * derived.copies, register * lanes)
-    if derived.read_stages:
-        waiting = derived.read_stages * register * lanes
+    if derived.way_stages:
+        waiting = derived.way_stages * register * lanes
         yield entry("fetch", "read registers", count["loads"] * derived.copies, waiting)
     yield entry("window buffer", "write", loaded, window)
     yield entry("window buffer", "read", computed, window)
