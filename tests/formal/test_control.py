@@ -135,16 +135,12 @@ class ListProof(Elaboratable):
         # Once the group is taken, another one is the next.
         m.d.comb += ensure(loader.ready == following.loaded)
         if spec.zero_skip == "skip":
-            lengths = Signal(length_layout(spec))
-            for each in range(derived.lists):
-                with m.If(plane == each):
-                    m.d.comb += lengths.eq(loader.lengths[each])
-            m.d.comb += ensure(loader.loaded_planes == following.planes)
+            m.d.comb += [loader.length_plane.eq(plane), ensure(loader.loaded_planes == following.planes)]
             with m.If(following.planes > plane):
                 m.d.comb += [
-                    ensure(lengths.words == following.length),
-                    ensure(lengths.some == (following.length != 0)),
-                    ensure(lengths.one == (following.length == 1)),
+                    ensure(loader.length.words == following.length),
+                    ensure(loader.length.some == (following.length != 0)),
+                    ensure(loader.length.one == (following.length == 1)),
                 ]
 
         # Look the entry of the group that was taken up.
@@ -172,12 +168,12 @@ def test_every_nonzero_word_is_listed_once_and_in_order(zero_skip, tmp_path):
 LIST_FAULTS = [
     ("active.any() | (self.layer.flags & FLAG_DENSE).any() if skip else Const(1)", "Const(1)"),
     ("active.any() | (self.layer.flags & FLAG_DENSE).any() if skip else Const(1)", "active.any()"),
-    ("[plane].eq(listed)", "[plane].eq(length)"),
+    ("length_write.data.eq(listed)", "length_write.data.eq(length)"),
     ("address.eq(next_word)", "address.eq(address + lists)"),
     ("listed.one.eq(Mux(lists, ~length.some, length.one))", "listed.one.eq(Mux(lists, ~length.some, 0))"),
     ("write.addr.eq(Cat(address, stage.buffer))", "write.addr.eq(Cat(address, 0))"),
     ("loaded[~self.issuing].eq(0), planes[~self.issuing].eq(0)", "loaded.eq(0), planes[~self.issuing].eq(0)"),
-    ("lengths[stage.buffer][plane].eq(", "lengths[0][plane].eq("),
+    ("length_write.addr.eq(Cat(plane, stage.buffer))", "length_write.addr.eq(Cat(plane, 0))"),
     ("m.d.sync += [number.eq(plane_word), fits.eq(inside)]", "m.d.sync += [number.eq(word), fits.eq(inside)]"),
 ]
 
@@ -430,9 +426,11 @@ class IssuerProof(Elaboratable):
         # Groups.
         loading, ready, waited = Signal(), Signal(), Signal(range(PATIENCE + 2))
         arrives, drain_cycles = Signal(), Signal.like(issuer.group.drain_cycles)
+        lengths = Signal(data.ArrayLayout(length_layout(spec), spec.derived.lists))
         m.d.comb += [
             arrives.eq(self.arrives & ~first & ~loading & ~ready),
             assume(~(loading & (waited == PATIENCE) & ~self.is_ready)),
+            scheduler.length.eq(lengths[scheduler.length_plane]),
             scheduler.group_ready.eq(ready),
             scheduler.group_buffer.eq(~issuer.buffer),
             scheduler.take.eq(issuer.take),
@@ -450,7 +448,7 @@ class IssuerProof(Elaboratable):
             m.d.sync += [loading.eq(1), drain_cycles.eq(self.drain_cycles + 1)]
             for number, length in enumerate(self.lengths):
                 m.d.comb += assume(length <= spec.window_depth)
-                m.d.sync += scheduler.lengths[number].eq(Cat(length, length != 0, length == 1))
+                m.d.sync += lengths[number].eq(Cat(length, length != 0, length == 1))
         with m.If(loading & self.is_ready):
             m.d.sync += [loading.eq(0), ready.eq(1)]
         with m.If(issuer.take):

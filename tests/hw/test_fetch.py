@@ -368,7 +368,8 @@ class Load:
         m.d.sync += self.cycle.eq(self.cycle + 1)
         self.starts: list[int] = []
         self.loading: list[int] = []
-        self.told: list[tuple[int, int, list[int]]] = []  # in each cycle: ready, planes loaded, lengths of their lists
+        # In each cycle: ready, planes loaded, one of the planes, length of its list.
+        self.told: list[tuple[int, int, int, int]] = []
         self.overflows = 0
         self.buffers: list[dict[int, int]] = [{} for _ in range(scene.spec.columns)]
 
@@ -408,12 +409,14 @@ class Load:
                 dut.read_position.as_value(),
             )
             writes = (dut.window_write, dut.window_write_address, dut.window_write_data.as_value())
-            lengths = [each.as_value() for each in dut.lengths]
             position_width, lanes = scene.spec.derived.position_width, scene.spec.lanes
             rng = random.Random(1)
-            async for _, _, *values in ctx.tick().sample(*watched, *writes, *lengths):
-                cycle, ready, planes, loading, overflow, read, positions, write, address, data = values[:10]
-                self.told.append((ready, planes, values[10:][:planes]))
+            plane = 0
+            async for _, _, *values in ctx.tick().sample(*watched, *writes, dut.length.as_value()):
+                cycle, ready, planes, loading, overflow, read, positions, write, address, data, length = values
+                self.told.append((ready, planes, plane, length))
+                plane = rng.randrange(scene.spec.derived.lists)
+                ctx.set(dut.length_plane, plane)
                 if loading:
                     self.loading.append(cycle)
                 self.overflows += overflow
@@ -453,10 +456,10 @@ def word_list(scene: Scene, group: list[int], plane: int) -> list[tuple[int, int
     return entries
 
 
-def told_lengths(lists: list[list[tuple[int, int]]], spec: ArraySpec) -> list[int]:
-    """Lengths of the lists of planes, as the loader tells them."""
-    layout = length_layout(spec)
-    return [layout.const({**told}).as_value().value for told in control.told([*map(len, lists)])]
+def told_length(entries: list[tuple[int, int]], spec: ArraySpec) -> int:
+    """Length of the list of a plane, as the loader tells it."""
+    (told,) = control.told([len(entries)])
+    return length_layout(spec).const({**told}).as_value().value
 
 
 @given(rng=st.randoms(use_true_random=True))
@@ -535,12 +538,13 @@ def test_loader_fills_the_window_buffer_and_lists_its_words(rng):
         walk_start = begins[-1] + length if number % count else load.starts[number // count] + 1
         begins.append(max(walk_start + spec.columns, releases[number - 2] + 1 if number > 1 else 0))
     assert load.loading == [cycle for begin in begins for cycle in range(begin, begin + length)]
-    for cycle, (ready, planes, lengths) in enumerate(load.told):
+    for cycle, (ready, planes, plane, told) in enumerate(load.told):
         number = sum(take < cycle for take in takes)  # of the next group
         age = cycle - begins[number] if number < len(groups) else 0
         assert ready == (age >= length + latency)
         assert planes == (np.count_nonzero(latencies <= age) if spec.zero_skip == "skip" else 0)
-        assert lengths == told_lengths(lists[number][:planes] if planes else [], spec)
+        if plane < planes:
+            assert told == told_length(lists[number][plane], spec)
 
 
 def firsts(cycles: list[int]) -> list[int]:

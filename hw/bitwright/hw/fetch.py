@@ -226,11 +226,6 @@ def group_layout(spec: ArraySpec) -> data.StructLayout:
     )
 
 
-def lengths_layout(spec: ArraySpec) -> data.ArrayLayout:
-    """How long the lists of the planes of a group are."""
-    return data.ArrayLayout(length_layout(spec), spec.derived.lists)
-
-
 def length_layout(spec: ArraySpec) -> data.StructLayout:
     """How many words of a plane are listed, and what the scheduler has to know of that number at once."""
     return data.StructLayout({"words": spec.derived.window_address_width + 1, "some": 1, "one": 1})
@@ -275,7 +270,7 @@ class WindowLoader(wiring.Component):
         The group that was taken, until the cycle in which it is released.
     ready : ``Out(1)``
         The next group is ready to be taken.
-    loaded_planes : ``Out(range(lists + 1))``, lengths : ``Out(lengths_layout(spec))``
+    loaded_planes : ``Out(range(lists + 1))``, length_plane : ``In(range(lists))``, length : ``Out``
         With ``zero_skip`` "skip", else 0: how many of the next group's planes have been loaded and listed, and how long
         their lists are.
     loading : ``Out(1)``
@@ -305,7 +300,8 @@ class WindowLoader(wiring.Component):
     group: "data.View[Any]"
     ready: Signal
     loaded_planes: Signal
-    lengths: "data.View[Any]"
+    length_plane: Signal
+    length: "data.View[Any]"
     loading: Signal
     read: Signal
     read_position: "data.View[Any]"
@@ -331,7 +327,8 @@ class WindowLoader(wiring.Component):
                 "group": Out(group_layout(spec)),
                 "ready": Out(1),
                 "loaded_planes": Out(range(derived.lists + 1)),
-                "lengths": Out(lengths_layout(spec)),
+                "length_plane": In(range(derived.lists)),
+                "length": Out(length_layout(spec)),
                 "loading": Out(1),
                 "read": Out(1),
                 "read_position": Out(data.ArrayLayout(derived.position_width, derived.copies)),
@@ -565,7 +562,6 @@ class WindowLoader(wiring.Component):
         # Of each half: whether the group in it waits to be taken, its planes that are there, and their lengths.
         loaded = Signal(data.ArrayLayout(1, 2))
         planes = Signal(data.ArrayLayout(range(derived.lists + 1), 2))
-        lengths = Signal(data.ArrayLayout(lengths_layout(spec), 2), reset_less=True)
         m.d.comb += [
             listed.words.eq(length.words + lists),
             listed.some.eq(length.some | lists),
@@ -573,12 +569,23 @@ class WindowLoader(wiring.Component):
             self.ready.eq(loaded[~self.issuing]),
         ]
         if skip:
-            m.d.comb += [self.loaded_planes.eq(planes[~self.issuing]), self.lengths.eq(lengths[~self.issuing])]
+            # The lists' lengths are few and short, and read in the cycle of their address: FPGAs have LUTs for that.
+            m.submodules.lengths = lengths = memory.Memory(
+                shape=length_layout(spec), depth=2 << len(self.length_plane), init=[]
+            )
+            length_write, length_read = lengths.write_port(), lengths.read_port(domain="comb")
+            m.d.comb += [
+                length_write.addr.eq(Cat(plane, stage.buffer)),
+                length_write.data.eq(listed),
+                length_write.en.eq(complete & stage.read.plane_end),
+                length_read.addr.eq(Cat(self.length_plane, ~self.issuing)),
+                self.length.eq(length_read.data),
+                self.loaded_planes.eq(planes[~self.issuing]),
+            ]
         with m.If(complete):
             m.d.sync += [length.eq(listed), address.eq(address + lists)]
             with m.If(stage.read.plane_end):
                 m.d.sync += [
-                    lengths[stage.buffer][plane].eq(listed),
                     planes[stage.buffer].eq(plane + 1),
                     length.eq(0),
                     plane.eq(plane + 1),

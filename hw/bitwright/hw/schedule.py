@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from bitwright.hw.descriptor import PASS, descriptor_layout
-from bitwright.hw.fetch import length_layout, lengths_layout
+from bitwright.hw.fetch import length_layout
 from bitwright.hw.isa import (
     DOUBLES_MAX,
     FLAG_DENSE,
@@ -58,7 +58,7 @@ class PassScheduler(wiring.Component):
         First cycle of the layer.
     address : ``Out(descriptor_address_width)``, read : ``Out(1)``, word : ``In(32)``
         Read port of the descriptor memory, with a latency of one cycle while ``read``.
-    loaded_planes, lengths : ``In(lengths_layout(spec))``, group_ready
+    loaded_planes, group_ready, length_plane : ``Out(range(lists))``, length : ``In(length_layout(spec))``
         With skipping: the group that is taken next, as the loader gives it. Its passes are listed while it is still
         being loaded, each as soon as its plane is there.
     group_buffer : ``In(1)``
@@ -83,7 +83,8 @@ class PassScheduler(wiring.Component):
     read: Signal
     word: Signal
     loaded_planes: Signal
-    lengths: "data.View[Any]"
+    length_plane: Signal
+    length: "data.View[Any]"
     group_ready: Signal
     group_buffer: Signal
     take: Signal
@@ -109,7 +110,8 @@ class PassScheduler(wiring.Component):
                 "read": Out(1),
                 "word": In(32),
                 "loaded_planes": In(range(derived.lists + 1)),
-                "lengths": In(lengths_layout(spec)),
+                "length_plane": Out(range(derived.lists)),
+                "length": In(length_layout(spec)),
                 "group_ready": In(1),
                 "group_buffer": In(1),
                 "take": In(1),
@@ -165,12 +167,12 @@ class PassScheduler(wiring.Component):
         residual = Signal()
         m.d.comb += residual.eq(entry_pass.plane >= layer.activation_planes)
         words, length = Signal(spec.derived.window_address_width + 1), Signal(length_layout(spec))
-        lengths = Array(self.lengths[plane].as_value() for plane in range(spec.derived.lists))
+        m.d.comb += self.length_plane.eq(entry_pass.plane)
         m.d.comb += words.eq(Mux(residual, layer.residual_length, layer.window_length))
         m.d.comb += length.eq(Cat(words, words != 0, words == 1))
         if skip:
             with m.If(~dense):
-                m.d.comb += length.eq(lengths[entry_pass.plane])
+                m.d.comb += length.eq(self.length)
         total = Signal(DOUBLES_WIDTH)
         m.d.comb += total.eq(doubles + entry_pass.doubles)
         keep = Signal()

@@ -33,7 +33,7 @@ _SYNTHESIS: Mapping[Family, str] = {
 _PACKAGES: Mapping[Tool, str] = {"icepack": "nextpnr-ice40", "ecppack": "nextpnr-ecp5"}
 """Tools that come in the package of another one."""
 
-_COLLISIONS = "setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:TRANSPARENCY_MASK=1'0 %i"
+_COLLISIONS = "setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:TRANSPARENCY_MASK=1'0 %i r:CLK_ENABLE=1 %i"
 """No part of the machine uses a word that it reads in the cycle in which the word is written, but for the pooling's
 carry, which forwards it: other block RAMs need no logic that settles what such a read gives."""
 
