@@ -99,7 +99,7 @@ MUTATIONS = (
     Mutation(
         "zero found in one bank", "fetch.py", "self.nonzero.eq(bank_nonzero.any())", "self.nonzero.eq(bank_nonzero[0])"
     ),
-    Mutation("last word of a list lost", "fetch.py", "[plane].eq(listed)", "[plane].eq(length)"),
+    Mutation("last word of a list lost", "fetch.py", "length_write.data.eq(listed)", "length_write.data.eq(length)"),
     Mutation("lists not at their planes", "fetch.py", "address.eq(next_word)", "address.eq(address + lists)"),
     Mutation("words of a plane not numbered anew", "fetch.py", "plane_word.eq(0)", "plane_word.eq(plane_word)"),
     Mutation("activity of another turn", "fetch.py", "turns.insert(0, registered(", "turns.insert(1, registered("),
