@@ -302,8 +302,7 @@ def place_and_route(netlist: Netlist, part: Part, frequency: float, constraints:
     part
         FPGA.
     frequency
-        Clock frequency to work for, MHz. A lower result is no error; but if it is out of reach, everything counts as
-        critical, and the result is worse than for one that can be reached.
+        Clock frequency that nextpnr compares its result with, MHz. A lower one is no error.
     constraints
         Pins and clocks, as nextpnr reads them; pins without one are put anywhere. With constraints there is also a
         configuration, of which :func:`bitstream` is made.

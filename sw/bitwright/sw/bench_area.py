@@ -282,11 +282,8 @@ def beside_nngen() -> Iterator[Measurement]:
     yield Measurement(f"{name}: block RAMs, with all weights", used.rams, "RAMB18")
 
 
-def machine(name: str, part_name: str, reach: float, frequency: float) -> Iterator[Measurement]:
-    """A whole accelerator, its bus and interrupt behind shift registers, its probe open.
-
-    It is placed and routed for a clock ``frequency`` that can be reached, MHz; ``reach`` is what it should reach.
-    """
+def machine(name: str, part_name: str, reach: float) -> Iterator[Measurement]:
+    """A whole accelerator, its bus and interrupt behind shift registers, its probe open; to reach ``reach`` MHz."""
     spec, part = preset(name), PARTS[part_name]
     top = SerialTop(
         Accelerator(spec, part.fabric),
@@ -300,7 +297,7 @@ def machine(name: str, part_name: str, reach: float, frequency: float) -> Iterat
         ],
     )
     netlist = synthesize(design_text(top), part.family, CACHE, part.synthesis)
-    placed = place_and_route(netlist, part, frequency)
+    placed = place_and_route(netlist, part, reach)
     label = f"{name} ({spec.rows} × {spec.columns} × {spec.lanes}) on {part.name}"
     yield from _resources(label, placed.used, placed.available)
     yield Measurement(f"{label}: clock", placed.frequency, "MHz", f">= {reach:g}")
@@ -343,9 +340,9 @@ GROUPS: dict[str, Callable[[], Iterator[Measurement]]] = {
     "thresholds": thresholds,
     "decoder": decoders,
     "nngen": beside_nngen,
-    "tiny": lambda: machine("tiny", "up5k", 24, 24),
-    "edge": lambda: machine("edge", "85k", 80, 64),
-    "edge-8": lambda: machine("edge", "85k-8", 80, 80),
+    "tiny": lambda: machine("tiny", "up5k", 24),
+    "edge": lambda: machine("edge", "85k", 80),
+    "edge-8": lambda: machine("edge", "85k-8", 80),
     "icebreaker": lambda: on_board("icebreaker", "digits_cnn", 3, (1, 8, 8), 3),
     "ulx3s": lambda: on_board("ulx3s", "lenet5", 2, (1, 28, 28), 8),
     "ecpix5": lambda: on_board("ecpix5", "lenet5", 2, (1, 28, 28), 8),
