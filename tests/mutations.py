@@ -217,7 +217,7 @@ MUTATIONS = (
     Mutation("threshold > instead of >=", "drain.py", "complement + threshold", "complement + threshold + 1"),
     Mutation("negative gain ignored", "drain.py", " ^ (flags & THRESHOLD_NEGATE).any()", ""),
     Mutation("column sum not doubled", "drain.py", "Mux(offset, total << 1, total)", "total"),
-    Mutation("search takes the wrong child", "drain.py", "Mux(node[0], right, left)", "Mux(~node[0], right, left)"),
+    Mutation("search takes the wrong child", "drain.py", "Mux(is_right, right, left)", "Mux(~is_right, right, left)"),
     Mutation("sign of the other child", "drain.py", "right[-1], left[-1]", "left[-1], right[-1]"),
     Mutation("a level twice", "drain.py", "take, incoming = last, after", "take, incoming = last, left"),
     Mutation(
@@ -227,7 +227,7 @@ MUTATIONS = (
         "if number > 1:\n                held",
     ),
     Mutation("turns of a comparator's columns", "drain.py", "following = other\n", "pass\n"),
-    Mutation("thresholds of the other column", "drain.py", "pairs = arrived\n", "pass\n"),
+    Mutation("thresholds of the other column", "drain.py", "is_right = next_node[0]", "is_right = node[0]"),
     Mutation("planes of the other column", "drain.py", "left = other\n", "pass\n"),
     Mutation("pool min and max swapped", "drain.py", "~smaller, smaller)", "smaller, ~smaller)"),
     Mutation(

@@ -199,7 +199,7 @@ def test_a_pipelined_array_has_more_registers():
         (("PE array", "product registers"), "AND", SPEC.lanes),
         (("column sums", "word registers"), "popcount", SPEC.lanes),
         (("fetch", "read registers"), "assembly registers", SPEC.lanes),
-        (("thresholds", "registers"), "compare", 3 * SPEC.accumulator_width),
+        (("thresholds", "registers"), "compare", 2 * SPEC.accumulator_width),
     ):
         assert pipelined.pop((component, event)) == (plain[component, beside][0], pytest.approx(bits * bit))
     assert pipelined == plain

@@ -18,6 +18,7 @@ from bitwright.hw.isa import (
     THRESHOLD_POOL_MIN,
     ArraySpec,
 )
+from bitwright.hw.registers import registered
 
 
 def threshold_layout(spec: ArraySpec) -> data.ArrayLayout:
@@ -219,17 +220,14 @@ class ThresholdUnit(wiring.Component):
         incoming: Value = Const(1, width)
         incoming_address: Value = self.first
         complement: Value = self.complement
-        pairs = [pair.as_value() for pair in self.pairs]
-        if spec.derived.turns == 2:
-            arrived = [Signal(len(pair), name=f"pair_{number}", reset_less=True) for number, pair in enumerate(pairs)]
-            m.d.sync += [register.eq(pair) for register, pair in zip(arrived, pairs, strict=True)]
-            pairs = arrived
-        pairs = [data.View(threshold_layout(spec), pair) for pair in pairs]
+        in_turns_of_two = spec.derived.turns == 2
         # The first comparator decides the first bit of a code in the turn after its start, with the flags beside it.
-        started = Signal()
+        started, read_flags = Signal(), self.pairs[0][0][:2]
         in_turns(m, spec, started, self.stages[0].take, "started")
+        if in_turns_of_two:
+            read_flags = registered(m, "read_flags", read_flags)
         flags, held_flags = Signal(2), Signal(2, name="flags_0", reset_less=True)
-        m.d.comb += flags.eq(Mux(started, pairs[0][0][:2], held_flags))
+        m.d.comb += flags.eq(Mux(started, read_flags, held_flags))
         in_turns(m, spec, held_flags, flags, "flags_0", reset_less=True)
         for number in range(spec.drain_planes):
             stage = self.stages[number]
@@ -244,10 +242,7 @@ class ThresholdUnit(wiring.Component):
             node = Signal(width, name=f"node_{number}", reset_less=True)  # that is compared with
             after = Signal(width, name=f"after_{number}")
             # value >= threshold is ~value + threshold < 0: a sum takes no inverters between memory and carry chain.
-            # The threshold's sign is chosen once more, which makes it the wider operand. Yosys makes the carries of a
-            # 7-series FPGA of the other one, so that the LUT that adds a bit also chooses it.
-            left, right = pairs[number]
-            threshold = Cat(Mux(node[0], right, left), Mux(node[0], right[-1], left[-1])).as_signed()
+            threshold = Signal(signed(spec.accumulator_width + 1), name=f"threshold_{number}", reset_less=True)
             below = Signal(signed(spec.accumulator_width + 1), name=f"below_{number}")
             reached = Signal(name=f"reached_{number}")
             m.d.comb += [
@@ -258,7 +253,14 @@ class ThresholdUnit(wiring.Component):
                 # multiple of the tree's size.
                 self.address[number].eq(Mux(stage.free, incoming_address, self.base[number] | node)),
             ]
-            in_turns(m, spec, node, Mux(stage.take, incoming, after), f"node_{number}", reset_less=True)
+            next_node = in_turns(m, spec, node, Mux(stage.take, incoming, after), f"node_{number}", reset_less=True)
+            # With turns, the choice is made on the way from the memory to the column's turn. Without, the sign is
+            # chosen once more, which makes the threshold the wider operand of the sum: Yosys makes the carries of a
+            # 7-series FPGA of the other one, so that the LUT that adds a bit also chooses it.
+            left, right = self.pairs[number]
+            is_right = next_node[0] if in_turns_of_two else node[0]
+            chosen = Cat(Mux(is_right, right, left), Mux(is_right, right[-1], left[-1])).as_signed()
+            m.d["sync" if in_turns_of_two else "comb"] += threshold.eq(chosen)
             incoming, incoming_address = after, self.base[number] | node
         # Above the code, its node has a leading one.
         m.d.sync += [

@@ -142,8 +142,8 @@ def _part_entries(spec: ArraySpec, name: str, part: PartActivity, table: EnergyT
     compares = count["compares"] // layer.drain_steps(spec) * layer.output_planes * rows
     yield entry("thresholds", "read", compares, table.sram(spec.threshold_depth * accumulator, pair))
     yield entry("thresholds", "compare", compares, table.add(accumulator))
-    if derived.turns == 2:  # what is read, and the value that it is compared with, wait for a turn
-        yield entry("thresholds", "registers", compares, register * (pair + accumulator))
+    if derived.turns == 2:  # the threshold, and the value that it is compared with, wait for a turn
+        yield entry("thresholds", "registers", compares, register * 2 * accumulator)
     if layer.raw:
         each = table.sram(spec.result_depth * accumulator, accumulator)
         yield entry("drain", "result write", count["writes"], each)
