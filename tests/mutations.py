@@ -63,7 +63,7 @@ MUTATIONS = (
     Mutation("activity a cycle early", "array.py", '"idle", ~self.active, ', '"idle", ~self.active, -1 + '),
     Mutation("control a cycle early", "array.py", "added, counted + multiply", "added, counted - 1 + multiply"),
     Mutation("column sums of residuals", "array.py", " | self.residual.replicate(spec.columns)", ""),
-    Mutation("drain stuck at column 0", "array.py", "m.Elif(self.shift)", "m.Elif(self.load)"),
+    Mutation("drain stuck at column 0", "array.py", "following.eq(following << 1)", "following.eq(following)"),
     Mutation(
         "column sums of column 0", "array.py", "total.word.eq(activations[column])", "total.word.eq(activations[0])"
     ),

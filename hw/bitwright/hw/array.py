@@ -4,7 +4,7 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -161,30 +161,29 @@ class PEArray(wiring.Component):
                     ]
                 sums[row].append(pe.sum)
 
-        # The sums of the last tile, and the column of them that is shown.
-        shown = Signal(spec.columns, reset_less=True)  # one-hot
+        # The sums of the last tile, and which column of them is shown next, but for column 0.
+        following = Signal(spec.columns - 1, reset_less=True)  # one-hot
         with m.If(self.load):
-            m.d.sync += shown.eq(1)
+            m.d.sync += following.eq(1)
         with m.Elif(self.shift):
-            m.d.sync += shown.eq(shown << 1)
+            m.d.sync += following.eq(following << 1)
         for row in range(spec.rows):
-            m.d.comb += self.sums[row].eq(self._drained(m, f"drain_{row}", sums[row], shown))
-        m.d.comb += self.column_sum.eq(self._drained(m, "drain_column_sum", column_sums, shown))
+            m.d.comb += self.sums[row].eq(self._drained(m, f"drain_{row}", sums[row], following))
+        m.d.comb += self.column_sum.eq(self._drained(m, "drain_column_sum", column_sums, following))
         return m
 
-    def _drained(self, m: Module, name: str, sums: list[Signal], shown: Signal) -> Value:
+    def _drained(self, m: Module, name: str, sums: list[Signal], following: Signal) -> Value:
         """One of the sums of a row, as they were at the last load."""
-        held = [Signal.like(total, name=f"{name}_{number}", reset_less=True) for number, total in enumerate(sums)]
-        if self.fabric == "ice40":  # a flip-flop has a LUT before it anyway: a chain takes none for selecting
-            following = [*held[1:], held[-1]]
-            with m.If(self.load | self.shift):
-                m.d.sync += [
-                    register.eq(Mux(self.load, total, after))
-                    for register, total, after in zip(held, sums, following, strict=True)
-                ]
-            return held[0]
+        shown, *held = [
+            Signal.like(total, name=f"{name}_{number}", reset_less=True) for number, total in enumerate(sums)
+        ]
+        chain = self.fabric == "ice40"  # a flip-flop has a LUT before it anyway: a chain takes none for selecting
         with m.If(self.load):
-            m.d.sync += [register.eq(total) for register, total in zip(held, sums, strict=True)]
-        if len(held) == 1:
-            return held[0]
-        return reduce(or_, (Mux(shown[number], register, 0) for number, register in enumerate(held)))
+            m.d.sync += [register.eq(total) for register, total in zip([shown, *held], sums, strict=True)]
+        with m.Elif(self.shift):
+            if chain:
+                m.d.sync += [register.eq(after) for register, after in zip([shown, *held], held, strict=False)]
+            else:
+                chosen = (Mux(bit, register, 0) for bit, register in zip(following, held, strict=True))
+                m.d.sync += shown.eq(reduce(or_, chosen, Const(0)))
+        return shown

@@ -132,7 +132,7 @@ class SearchControl(wiring.Component):
         for number in range(spec.drain_planes):
             active, last = Signal(name=f"active_{number}"), Signal(name=f"last_{number}")
             step = Signal(range(steps_max), name=f"step_{number}")
-            left = Signal.like(self.planes, name=f"left_{number}")  # bits that are not decided yet
+            left = Signal.like(self.planes, name=f"left_{number}", reset_less=True)  # bits that are not decided yet
             after = Signal.like(self.planes, name=f"after_{number}")
             m.d.comb += [
                 self.stages[number].free.eq(~active | last),
@@ -144,7 +144,7 @@ class SearchControl(wiring.Component):
             in_turns(m, spec, active, following, f"active_{number}")
             in_turns(m, spec, step, next_step, f"step_{number}")
             in_turns(m, spec, last, following & (next_step == last_step), f"last_{number}")
-            in_turns(m, spec, left, Mux(take, incoming, after), f"left_{number}")
+            in_turns(m, spec, left, Mux(take, incoming, after), f"left_{number}", reset_less=True)
             if number == 0:
                 m.d.comb += [self.ready.eq(self.stages[0].free), self.comparing.eq(active)]
             take, incoming = last, after
@@ -263,10 +263,12 @@ class ThresholdUnit(wiring.Component):
             m.d["sync" if in_turns_of_two else "comb"] += threshold.eq(chosen)
             incoming, incoming_address = after, self.base[number] | node
         # Above the code, its node has a leading one.
+        code, pool_min = Signal.like(self.code, reset_less=True), Signal(reset_less=True)
         m.d.sync += [
-            self.code.eq(incoming & ((1 << self.planes) - 1)),
-            self.pool_min.eq((flags & THRESHOLD_POOL_MIN).any()),
+            code.eq(incoming & ((1 << self.planes) - 1)),
+            pool_min.eq((flags & THRESHOLD_POOL_MIN).any()),
         ]
+        m.d.comb += [self.code.eq(code), self.pool_min.eq(pool_min)]
         return m
 
 
