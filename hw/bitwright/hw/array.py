@@ -4,7 +4,7 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -177,13 +177,16 @@ class PEArray(wiring.Component):
         shown, *held = [
             Signal.like(total, name=f"{name}_{number}", reset_less=True) for number, total in enumerate(sums)
         ]
-        chain = self.fabric == "ice40"  # a flip-flop has a LUT before it anyway: a chain takes none for selecting
-        with m.If(self.load):
-            m.d.sync += [register.eq(total) for register, total in zip([shown, *held], sums, strict=True)]
-        with m.Elif(self.shift):
-            if chain:
+        if self.fabric == "ice40":  # a flip-flop has a LUT before it anyway: a chain takes none for selecting
+            with m.If(self.load):
+                m.d.sync += [register.eq(total) for register, total in zip([shown, *held], sums, strict=True)]
+            with m.Elif(self.shift):
                 m.d.sync += [register.eq(after) for register, after in zip([shown, *held], held, strict=False)]
-            else:
-                chosen = (Mux(bit, register, 0) for bit, register in zip(following, held, strict=True))
-                m.d.sync += shown.eq(reduce(or_, chosen, Const(0)))
+            return shown
+        with m.If(self.load):
+            m.d.sync += [register.eq(total) for register, total in zip(held, sums[1:], strict=True)]
+        with m.If(self.load | self.shift):
+            chosen = Cat(self.load, following & ~self.load.replicate(len(following)))
+            totals = (Mux(bit, total, 0) for bit, total in zip(chosen, [sums[0], *held], strict=True))
+            m.d.sync += shown.eq(reduce(or_, totals))
         return shown
