@@ -320,8 +320,8 @@ def place_and_route(netlist: Netlist, part: Part, frequency: float, constraints:
     if part.family == "ecp5":
         # Of nextpnr's two routers the second one takes minutes for a large design, the first one an hour.
         arguments += ["--router", "router2"]
-        # By itself, placement weighs timing too little for a large design.
-        arguments += ["--placer-heap-timingweight", "30", "--placer-heap-critexp", "4"]
+        # Its usual placer packs a large design so densely that the router may not come to an end.
+        arguments += ["--placer", "static"]
     if constraints:
         output = "--asc" if part.family == "ice40" else "--textcfg"
         arguments += [output, _configuration(netlist, frequency, constraints)]
