@@ -45,14 +45,16 @@ BANKED = (Region.WEIGHTS, Region.THRESHOLDS, Region.COEFFICIENTS)
 def specs(draw: st.DrawFn) -> ArraySpec:
     """Arrays whose memories and words differ in size."""
     names = ("activation_depth", "weight_depth", "threshold_depth", "coefficient_depth", "result_depth")
+    columns = draw(st.integers(1, 3))
     depths: dict[str, Any] = {name: draw(st.sampled_from([32, 64, 128])) for name in names}
     return ArraySpec(
         rows=draw(st.sampled_from([4, 8, 12, 20])),
-        columns=draw(st.integers(1, 3)),
+        columns=columns,
         lanes=draw(st.sampled_from([32, 64, 128, 256])),
         drain_planes=1,
         coefficient_bits=draw(st.sampled_from([2, 8, 16])),
         descriptor_depth=draw(st.sampled_from([64, 128])),
+        pipelined=columns % 2 == 0 and draw(st.booleans()),
         **depths,
     )
 
@@ -92,7 +94,9 @@ def test_writes_reach_their_memory_row_and_address(spec, seed):
             if region in BANKED:
                 assert ctx.get(dut.write_row) == row
             if chunked:
-                assert ctx.get(dut.write_word) == sum(data << 32 * chunk for chunk, data in enumerate(chunks))
+                word = sum(data << 32 * chunk for chunk, data in enumerate(chunks))
+                assert ctx.get(dut.write_word) == word
+                assert region != Region.ACTIVATIONS or ctx.get(dut.activation_word) == word
             else:
                 assert ctx.get(dut.write_data) == chunks[0]
             if rng.random() < 0.5:

@@ -185,7 +185,7 @@ class Accelerator(wiring.Component):
             activations.host_write.eq(host.write_activation),
             activations.host_read.eq(host.read_activation),
             activations.host_address.eq(Mux(host.read_activation, host.activation_address, host.write_address)),
-            activations.host_data.eq(host.write_word),
+            activations.host_data.eq(host.activation_word),
             host.activation_data.eq(activations.host_word),
         ]
 

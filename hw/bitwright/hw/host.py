@@ -78,6 +78,8 @@ class HostPort(wiring.Component):
         when the host stops a run, and after an error.
     write_address, write_row, write_data, write_word
         Address in a memory, row's bank, 32-bit data, word with its last chunk.
+    activation_word : ``Out(lanes)``
+        That word, when it is of the activation memory.
     write_descriptor, write_weight, write_threshold, write_coefficient, write_activation : ``Out(1)``
         Write to that memory.
     read_activation, activation_address, activation_data, result_address, result_data
@@ -99,6 +101,7 @@ class HostPort(wiring.Component):
     write_row: Signal
     write_data: Signal
     write_word: Signal
+    activation_word: Signal
     write_descriptor: Signal
     write_weight: Signal
     write_threshold: Signal
@@ -131,6 +134,7 @@ class HostPort(wiring.Component):
                 "write_row": Out(8),
                 "write_data": Out(BUS_WIDTH),
                 "write_word": Out(spec.lanes),
+                "activation_word": Out(spec.lanes),
                 "write_descriptor": Out(1),
                 "write_weight": Out(1),
                 "write_threshold": Out(1),
@@ -287,6 +291,12 @@ class HostPort(wiring.Component):
                 with m.If(chunk == index):
                     m.d.sync += staging.word_select(index, BUS_WIDTH).eq(bus.write_data)
         m.d.comb += [self.write_data.eq(value), self.write_word.eq(Cat(staging, value))]
+        activation_value: Value = value
+        if spec.pipelined:  # a register of its own, which may lie where these memories do
+            activation_value = Signal.like(value, reset_less=True)
+            with m.If(region == Region.ACTIVATIONS):
+                m.d.sync += activation_value.eq(bus.write_data)
+        m.d.comb += self.activation_word.eq(Cat(staging, activation_value))
         taken = bus.write & ~closed
         last = (chunk == derived.chunks - 1) if len(chunk) else 1
         m.d.sync += [

@@ -28,27 +28,36 @@ def place_width(spec: ArraySpec) -> int:
 
 
 def _count(m: Module, names: Sequence[str], limits: Sequence[Value], start: Value, step: Value) -> list[Signal]:
-    """Count nested loops, and say which are in their last iteration.
+    """Count nested loops, and say of each whether it and all inside it are in their last iterations.
 
     A loop takes its limit when it begins.
     """
-    ends = [Signal(name=f"{name}_end") for name in names]
-    for level, (name, limit, end) in enumerate(zip(names, limits, ends, strict=True)):
-        count, following = Signal(len(limit), name=f"{name}_count"), Signal(len(limit), name=f"{name}_following")
-        m.d.comb += following.eq(count + 1)
-        inner_ended = Cat(*ends[level + 1 :]).all()
-        with m.If(start | (step & inner_ended & end)):
-            m.d.sync += [count.eq(1), end.eq(limit == 1)]
+    ended = [Signal(name=f"{name}_ended") for name in names]  # registers: a step depends on them in many places
+    inner_ended: Value = Const(1)
+    ends_next: Value = Const(1)
+    for name, limit, all_ended in reversed([*zip(names, limits, ended, strict=True)]):
+        left = Signal(len(limit), name=f"{name}_left", reset_less=True)  # iterations, with this one
+        end, end_next = Signal(name=f"{name}_end"), Signal(name=f"{name}_end_next")
+        m.d.comb += end_next.eq(end)
+        with m.If(start | (step & all_ended)):
+            m.d.comb += end_next.eq(limit == 1)
+            m.d.sync += left.eq(limit)
         with m.Elif(step & inner_ended):
-            m.d.sync += [count.eq(following), end.eq(following == limit)]
-    return ends
+            m.d.comb += end_next.eq(left == 2)
+            m.d.sync += left.eq(left - 1)
+        ends_next = ends_next & end_next
+        m.d.sync += [end.eq(end_next), all_ended.eq(ends_next)]
+        inner_ended = all_ended
+    return ended
 
 
-def _moves(start: Value, ends: Sequence[Value]) -> list[Value]:
-    """What the next step does, one-hot: all loops begin, or the first, second, ... loop goes on."""
-    ended = [Cat(*ends[level:]).all() for level in range(len(ends))]
+def _moves(start: Value, ended: Sequence[Value]) -> list[Value]:
+    """What the next step does, one-hot: all loops begin, or the first, second, ... loop goes on.
+
+    ``ended`` is of each loop whether it and all inside it are in their last iterations.
+    """
     inner_ended = [*ended[1:], Const(1)]
-    goes_on = [~start & ~end & inner for end, inner in zip(ends, inner_ended, strict=True)]
+    goes_on = [~start & inner & ~here for here, inner in zip(ended, inner_ended, strict=True)]
     return [start | ended[0], *goes_on]
 
 
@@ -161,13 +170,13 @@ class PixelWalker(wiring.Component):
         m = Module()
         names = ("image", "output_y", "output_x", "pool_y", "pool_x")
         limits = (layer.images, layer.output_height, layer.output_width, layer.pool_height, layer.pool_width)
-        ends = _count(m, names, limits, self.start, self.step)
-        moves = _moves(self.start, ends)
+        ended = _count(m, names, limits, self.start, self.step)
+        moves = _moves(self.start, ended)
         go = Signal()
-        m.d.comb += [go.eq(self.start | self.step), self.pool_last.eq(Cat(*ends[3:]).all())]
+        m.d.comb += [go.eq(self.start | self.step), self.pool_last.eq(ended[names.index("pool_y")])]
         with m.If(go):
             m.d.sync += [
-                self.done.eq(~self.start & Cat(*ends).all()),
+                self.done.eq(~self.start & ended[0]),
                 self.pool_first.eq(Cat(*moves[:4]).any()),  # a loop outside the pooling window goes on
             ]
 
@@ -278,11 +287,12 @@ class ReadWalker(wiring.Component):
             run_granules = Mux(to_residual, layer.residual_granules, run_granules)
             with m.If(go):
                 m.d.sync += residual.eq(to_residual)
-        ends = [*_count(m, ("plane", "row", "run"), limits, self.start, go & chunk_end), chunk_end]
-        moves = _moves(self.start, ends)
+        runs_ended = _count(m, ("plane", "row", "run"), limits, self.start, go & chunk_end)
+        ended = [*(runs & chunk_end for runs in runs_ended), chunk_end]
+        moves = _moves(self.start, ended)
         m.d.comb += [
-            all_end.eq(Cat(*ends).all()),
-            plane_read.eq(Cat(*ends[1:]).all()),
+            all_end.eq(ended[0]),
+            plane_read.eq(ended[1]),
             held.eq(plane_read & straddles & ~flush),
         ]
 
