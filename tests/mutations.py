@@ -70,6 +70,11 @@ MUTATIONS = (
     Mutation("weights held too long", "array.py", "with m.If(self.some_active):", "with m.If(self.active.all()):"),
     Mutation("entry of the next operation", "accelerator.py", "Value.cast(entry))", "Value.cast(entry), 0)"),
     # Walking windows and their reads.
+    Mutation("a loop an iteration longer", "walkers.py", "left == 2", "left == 1"),
+    Mutation(
+        "loops inside left out of the last one", "walkers.py", "all_ended.eq(ends_next)", "all_ended.eq(end_next)"
+    ),
+    Mutation("last chunk of activations lost", "host.py", "(staging, activation_value)", "(staging, 0)"),
     Mutation("first of a pooling window", "walkers.py", "Cat(*moves[:4])", "Cat(*moves[:3])"),
     Mutation("outer loop forgets inner ones", "walkers.py", "Cat(moves[: level + 2])", "Cat(moves[: level + 1])"),
     Mutation("image row in a pooling window", "walkers.py", "layer.pool_y_rows, None)", "None, None)"),
