@@ -148,7 +148,7 @@ class PassScheduler(wiring.Component):
         begin, fetch, advance, tail = Signal(), Signal(), Signal(), Signal()
         index, current = Signal(range(spec.derived.passes_max + 1)), Signal(range(spec.derived.passes_max + 1))
         fetched, valid, started = Signal(), Signal(), Signal()
-        entry_pass = Signal(PASS)
+        entry_pass = Signal(PASS, reset_less=True)
         doubles = Signal(DOUBLES_WIDTH)  # of the passes dropped since the last entry
         m.d.comb += [
             # With skipping, the first pass of the next list is read as soon as the last of this one is listed.

@@ -16,6 +16,7 @@ from bitwright.hw.isa import (
     Field,
     descriptor_fields,
 )
+from bitwright.hw.registers import registered
 
 
 class LayerSequencer(wiring.Component):
@@ -114,7 +115,9 @@ class LayerSequencer(wiring.Component):
 
         # Fetch the next header. Fields are checked as they arrive, against the ranges that the compiler uses. Of the
         # first word with a wrong one the checks are kept; which field they are about is worked out in the end.
-        upcoming = Signal(descriptor_layout(spec)) if spec.prefetch else self.layer
+        layer = Signal.like(self.layer, reset_less=True)
+        upcoming = Signal.like(layer, reset_less=True) if spec.prefetch else layer
+        m.d.comb += self.layer.eq(layer)
         count = Signal(range(HEADER_WORDS + 2))
         bad = self._bad(m, count)
         wrong, wrong_word, wrong_checks = Signal(), Signal(range(HEADER_WORDS)), Signal.like(bad)
@@ -199,7 +202,7 @@ class LayerSequencer(wiring.Component):
                 with m.Elif(ready):
                     m.d.comb += switch.eq(1)
                     if spec.prefetch:
-                        m.d.sync += self.layer.eq(upcoming)
+                        m.d.sync += layer.eq(upcoming)
                     m.d.sync += [
                         self.pass_address.eq(pointer + HEADER_WORDS),
                         self.run.eq(1),
@@ -228,8 +231,7 @@ class LayerSequencer(wiring.Component):
         """
         read, lag = self.word, 0
         if self.spec.pipelined:
-            read, lag = Signal.like(self.word), 1
-            m.d.sync += read.eq(self.word)
+            read, lag = registered(m, "checked", self.word), 1
         checks = [Cat(refused for _, refused in self._checks(read, word)) for word in range(HEADER_WORDS)]
         found, bad = Signal(max(map(len, checks))), Signal(max(map(len, checks)))
         with m.Switch(count):

@@ -94,7 +94,7 @@ def _follow(
     steps: list[Value] = []
     for move, distance in zip(moves[1 : moving[-1] + 2], distances, strict=False):
         if distance is not None:
-            bases.append((Signal(shape, name=f"{name}_{len(steps)}"), []))
+            bases.append((Signal(shape, name=f"{name}_{len(steps)}", reset_less=True), []))
             steps.append(Mux(move, distance, 0))
         bases[-1][1].append(move)
     moved = Signal(shape, name=f"{name}_moved")
@@ -297,7 +297,7 @@ class ReadWalker(wiring.Component):
         ]
 
         # Chunks: of what is left of a run.
-        left, rest = Signal.like(layer.run_granules), Signal.like(layer.run_granules)
+        left, rest = Signal.like(layer.run_granules), Signal.like(layer.run_granules, reset_less=True)
         granules = Signal.like(read.granules)
         m.d.comb += left.eq(Mux(self.start | chunk_end, run_granules, rest))
         with m.If(go):
