@@ -217,10 +217,10 @@ def test_threshold_unit_counts_the_thresholds_reached(turns, planes, drain_plane
 
 THRESHOLD_FAULTS = [
     (1, 2, "below[-1] ^ (flags & THRESHOLD_NEGATE).any()", "below[-1]"),
-    (1, 2, "Mux(node[0], right, left)", "right"),
-    (1, 2, "Mux(node[0], right[-1], left[-1])", "right[-1]"),
+    (1, 2, "Mux(is_right, right, left)", "right"),
+    (1, 2, "Mux(is_right, right[-1], left[-1])", "right[-1]"),
     (1, 2, 'held_flags, flags, "flags_0"', 'held_flags, held_flags, "flags_0"'),
-    (1, 2, "self.code.eq(incoming & ((1 << self.planes) - 1))", "self.code.eq(incoming)"),
+    (1, 2, "code.eq(incoming & ((1 << self.planes) - 1))", "code.eq(incoming)"),
     (2, 1, "Mux(stage.decide, Cat(reached, node), node)", "Cat(reached, node)"),
 ]
 
