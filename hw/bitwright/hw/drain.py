@@ -242,7 +242,7 @@ class ThresholdUnit(wiring.Component):
             node = Signal(width, name=f"node_{number}", reset_less=True)  # that is compared with
             after = Signal(width, name=f"after_{number}")
             # value >= threshold is ~value + threshold < 0: a sum takes no inverters between memory and carry chain.
-            threshold = Signal(signed(spec.accumulator_width + 1), name=f"threshold_{number}", reset_less=True)
+            threshold = Signal(signed(spec.accumulator_width + 1), name=f"chosen_{number}", reset_less=True)
             below = Signal(signed(spec.accumulator_width + 1), name=f"below_{number}")
             reached = Signal(name=f"reached_{number}")
             m.d.comb += [
