@@ -320,7 +320,7 @@ def place_and_route(netlist: Netlist, part: Part, frequency: float, constraints:
     if part.family == "ecp5":
         # Of nextpnr's two routers the second one takes minutes for a large design, the first one an hour.
         arguments += ["--router", "router2"]
-        # Its usual placer packs a large design so densely that the router may not come to an end.
+        # Its usual placer packs a large design densely: wires stay claimed twice for longer than this one takes in all.
         arguments += ["--placer", "static"]
     if constraints:
         output = "--asc" if part.family == "ice40" else "--textcfg"
